@@ -12,7 +12,7 @@ Value = Any  # a number, text, truth value, or a list or mapping of them: what a
 
 @dataclass(frozen=True)
 class Source:
-    """Where a value stands. `ref` is `owner/name:path@commit` or a paper's number; `locator` a table or section in it."""
+    """Where a value stands. `ref` is `owner/name:path@commit` or a paper's number; `locator` its table or section."""
 
     id: str
     kind: Literal["document", "config", "code", "script", "log", "paper", "review", "release", "computed", "ours"]
