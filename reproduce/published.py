@@ -1,7 +1,6 @@
 """Logs that others are judged against: a finished run in, the part of it that a reader needs out."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,5 +34,5 @@ def publish_log(run: Path, target: Path) -> tuple[Path, ...]:
             copy = draft / source.relative_to(run)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        os.replace(draft, target)
+        draft.replace(target)
     return tuple(sorted(path for path in target.rglob("*") if path.is_file()))

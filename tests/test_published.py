@@ -52,5 +52,5 @@ def test_published_log_is_never_replaced(tmp_path: Path) -> None:
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     """The missing files are named."""
-    with pytest.raises(RunError, match="training_metrics.json"):
+    with pytest.raises(RunError, match=r"training_metrics\.json"):
         publish_log(tmp_path, tmp_path / "target")
