@@ -1,0 +1,244 @@
+"""A command in, a job out: submitit starts it on this machine or on a SLURM cluster, and it outlives who started it.
+
+A job is a handle to files: everything asked of it is answered by its folder, its lock or the cluster's queue, so any
+later process can take it up again. On this machine the job lives in a session of its own, out of reach of the
+terminal's Ctrl-C and hang-up.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from reproduce.errors import RunError, SiteError
+
+Executor = Literal["local", "slurm"]
+
+INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be started again
+FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+MAX_REQUEUES = 10_000  # submitit gives a job up after 3 time limits; a run of months passes one every day
+ONE_YEAR_MIN = 366 * 24 * 60  # submitit's local executor would end a job after 2 minutes
+CONTROLLER_LOG = "controller.log"
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What submitit pickles: runs `arguments` as a child, hands signals on to it, returns its exit code.
+
+    SIGUSR2 is the cluster's notice that the time is up: once the child has saved its work, submitit's own handler,
+    which asks `checkpoint` what to start next, requeues the job.
+    """
+
+    arguments: tuple[str, ...]
+
+    def __call__(self) -> int:
+        _export_ranks()
+        requeue = signal.getsignal(signal.SIGUSR2)
+        received: list[int] = []
+        process: subprocess.Popen[bytes] | None = None
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            received.append(number)
+            if process is not None:
+                process.send_signal(number)
+
+        for number in FORWARDED:
+            signal.signal(number, forward)
+        process = subprocess.Popen(self.arguments)
+        if received:
+            process.send_signal(received[-1])
+        code = process.wait()
+        if -code in received:  # it had not come to handle signals yet, so there was nothing to save
+            code = INTERRUPTED
+        if signal.SIGUSR2 in received and code == INTERRUPTED and callable(requeue):
+            requeue(signal.SIGUSR2, None)
+        return code
+
+    def checkpoint(self) -> Any:
+        """What submitit starts when the job comes back: the same command, which continues by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that was submitted. `folder` holds submitit's files of this job alone."""
+
+    executor: Executor
+    job_id: str
+    folder: Path
+
+    def is_running(self) -> bool:
+        """True while it waits or runs. A cluster that does not answer leaves it as it was: running."""
+        if self.executor == "slurm":
+            answer = subprocess.run(
+                ["squeue", "--noheader", "--format=%T", f"--jobs={self.job_id}"], capture_output=True, text=True
+            )
+            return bool(answer.stdout.strip()) if answer.returncode == 0 else "Invalid job id" not in answer.stderr
+        return is_locked(self.folder / CONTROLLER_LOG)
+
+    def stop(self) -> None:
+        """Ask the command to save its work and end; it returns at once. Does nothing where the job has ended."""
+        if not self.is_running():
+            return
+        if self.executor == "slurm":
+            subprocess.run(["scancel", "--signal=TERM", self.job_id], check=False)
+        else:  # the controller hands it to the task, the task to the command
+            os.kill(int(self.job_id), signal.SIGTERM)
+
+    @property
+    def stop_command(self) -> str:
+        """What a person types to stop it."""
+        return f"scancel --signal=TERM {self.job_id}" if self.executor == "slurm" else f"kill -TERM {self.job_id}"
+
+    def exit_code(self) -> int | None:
+        """The command's exit code (that of rank 0), or None where the job was cut off before it could tell."""
+        from submitit.core.utils import JobPaths, pickle_load
+
+        result = JobPaths(self.folder, job_id=self.job_id, task_id=0).result_pickle
+        if not result.is_file():
+            return None
+        outcome, value = pickle_load(result)
+        return int(value) if outcome == "success" else None
+
+    @property
+    def stderr(self) -> Path:
+        """What rank 0 printed as errors."""
+        return self.folder / f"{self.job_id}_0_log.err"
+
+    def last_words(self, *, lines: int = 1) -> str:
+        """The last non-empty lines that rank 0 (or, before it came to be, the controller) printed as errors."""
+        for path in (self.stderr, self.folder / CONTROLLER_LOG):
+            text = read_tail(path, size=65536) if path.is_file() else ""
+            said = [line for line in text.splitlines() if line.strip()]
+            if said:
+                return "\n".join(said[-lines:])
+        return ""
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds an flock on `path`; a missing file is not locked."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read_tail(path: Path, *, size: int) -> str:
+    """The last `size` bytes of a file as text, from the first whole line in them on."""
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - size - 1))
+        data = file.read()
+    if length > size:
+        data = data[data.find(b"\n") + 1 :]
+    return data.decode(errors="replace")
+
+
+def submit(command: Command, *, folder: Path, executor: Executor, parameters: Mapping[str, Any]) -> Job:
+    """Start `command` as a job whose files go to a new folder inside `folder`.
+
+    `parameters` are submitit's (`nodes`, `tasks_per_node`, `gpus_per_node`, `slurm_partition`, ...). Raises `SiteError`
+    where the cluster is absent or refuses the job, `RunError` where this machine cannot start it.
+    """
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise SiteError(
+            "sbatch is not on the PATH", mend="run this on a login node of the cluster, or use --site local"
+        )
+    fresh = _make_job_folder(folder)
+    request = {"arguments": command.arguments, "executor": executor, "parameters": dict(parameters)}
+    (fresh / "request.json").write_text(json.dumps(request, indent=1) + "\n")
+    if executor == "slurm":
+        return _submit_request(fresh)
+    return _submit_detached(fresh)
+
+
+def load_job(folder: Path) -> Job:
+    """The job whose files are in `folder`. Raises `RunError` where it was never submitted."""
+    path = folder / JOB_FILE
+    try:
+        record = json.loads(path.read_text())
+        return Job(executor=record["executor"], job_id=record["job_id"], folder=folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"no job was recorded here ({error})", path=path) from error
+
+
+def _submit_detached(folder: Path) -> Job:
+    """Submit from a session of its own. The job's controller inherits the lock on its log, and frees it by dying.
+
+    The lock says what a process id cannot: ids are used again, and an orphan that nobody reaps stays in the table.
+    """
+    log = folder / CONTROLLER_LOG
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        submitter = subprocess.run(
+            [sys.executable, "-m", "reproduce.launch", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            check=False,
+        )
+    if submitter.returncode != 0:
+        said = read_tail(log, size=4096).strip().splitlines() or ["no reason given"]
+        raise RunError(f"the job could not be started: {said[-1]}", path=log)
+    return load_job(folder)
+
+
+def _submit_request(folder: Path) -> Job:
+    """Submit what `request.json` in `folder` asks for, and record the job beside it."""
+    import submitit
+
+    request = json.loads((folder / "request.json").read_text())
+    cluster = request["executor"]  # always named: submitit would take SLURM as soon as srun is on the PATH
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
+    executor.update_parameters(**{"timeout_min": ONE_YEAR_MIN, **request["parameters"]})
+    try:
+        job_id = executor.submit(Command(tuple(request["arguments"]))).job_id
+    except submitit.core.utils.FailedJobError as error:
+        raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
+    draft = folder / f"{JOB_FILE}.draft"
+    draft.write_text(json.dumps({"executor": cluster, "job_id": job_id}) + "\n")
+    draft.replace(folder / JOB_FILE)
+    return load_job(folder)
+
+
+def _make_job_folder(folder: Path) -> Path:
+    """The next numbered folder: job ids come again, and submitit would take an old job's result for the new one's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+        fresh = folder.resolve() / f"{number:04d}"
+        fresh.mkdir()
+    except OSError as error:
+        raise RunError(f"cannot write here: {error.strerror}", path=folder) from error
+    return fresh
+
+
+def _export_ranks() -> None:
+    """Tell several tasks of one job about one another, in the variables that torch.distributed reads."""
+    import submitit
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+
+
+if __name__ == "__main__":
+    from reproduce import launch  # so that the job's pickle names this module, not __main__
+
+    launch._submit_request(Path(sys.argv[1]))
