@@ -1,0 +1,139 @@
+"""Collectives over two processes on the CPU, their identity in one, and who starts how many."""
+
+import dataclasses
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recipes import make_recipe, make_train_config
+from torch import nn
+
+from franca import distributed
+from franca.config import ConfigError, Execution
+from franca.distributed import parse_place
+
+EXECUTION = make_train_config(make_recipe()).execution
+
+
+def run_processes(function: Callable[[], Any], *, processes: int, folder: Path) -> list[Any]:
+    """What `function` returns in each of several processes that met through torchrun's variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, args=(function, processes, port, folder), nprocs=processes)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+
+
+def _process(rank: int, function: Callable[[], Any], processes: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    distributed.setup(dataclasses.replace(EXECUTION, processes=processes))
+    result = function()
+    distributed.teardown()
+    torch.save(result, folder / f"{rank}.pt")
+
+
+def collectives() -> dict[str, Any]:
+    """Every collective on values that differ by rank."""
+    rank = distributed.rank()
+    tensor = torch.tensor([1.0 + rank, 10.0])
+    distributed.barrier()
+    return {
+        "world_size": distributed.world_size(),
+        "sum": distributed.all_reduce_sum(tensor),
+        "mean": distributed.all_reduce_mean(tensor),
+        "unchanged": tensor,
+        "any": distributed.any_process(rank == 1),
+        "none": distributed.any_process(False),
+    }
+
+
+def test_collectives_over_two_processes(tmp_path: Path) -> None:
+    """Sums, means and flags are those of both processes, the inputs stay as they were."""
+    for rank, result in enumerate(run_processes(collectives, processes=2, folder=tmp_path)):
+        assert result["world_size"] == 2
+        assert result["sum"].tolist() == [3.0, 20.0]
+        assert result["mean"].tolist() == [1.5, 10.0]
+        assert result["unchanged"].tolist() == [1.0 + rank, 10.0]
+        assert result["any"] is True
+        assert result["none"] is False
+
+
+def test_collectives_are_the_identity_in_one_process() -> None:
+    """One process has no group, and gets its own values back."""
+    tensor = torch.ones(2)
+    assert distributed.setup(EXECUTION) == torch.device("cpu")
+    assert not torch.distributed.is_initialized()
+    assert distributed.all_reduce_sum(tensor) is tensor
+    assert distributed.all_reduce_mean(tensor) is tensor
+    assert distributed.any_process(True) is True
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    module = nn.Linear(2, 2)
+    assert distributed.shard(module) is module
+
+
+def half_a_batch() -> dict[str, torch.Tensor]:
+    """The averaged gradients of a model made differently in each process, on this process's half of eight rows."""
+    torch.manual_seed(distributed.rank())
+    model = distributed.shard(nn.Linear(3, 2))
+    rows = torch.arange(24.0).view(8, 3).chunk(distributed.world_size())[distributed.rank()]
+    model(rows).square().mean().backward()
+    distributed.average_gradients(model.parameters())
+    return {
+        "weight": model.weight.detach(),
+        "weight_gradient": model.weight.grad,
+        "bias_gradient": model.bias.grad,
+    }
+
+
+def test_two_halves_of_a_batch_equal_the_batch(tmp_path: Path) -> None:
+    """Data parallel: rank 0's weights everywhere, and the gradient of the whole batch."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    model(torch.arange(24.0).view(8, 3)).square().mean().backward()
+    for result in run_processes(half_a_batch, processes=2, folder=tmp_path):
+        torch.testing.assert_close(result["weight"], model.weight.detach(), rtol=0, atol=0)
+        torch.testing.assert_close(result["weight_gradient"], model.weight.grad)
+        torch.testing.assert_close(result["bias_gradient"], model.bias.grad)
+
+
+def test_place_is_read_from_each_launcher() -> None:
+    """torchrun's variables come first, then those of srun's step, then those of submitit on one machine."""
+    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node7", "MASTER_PORT": "1234"}
+    assert parse_place(torchrun) == distributed.Place(3, 1, 4, "node7", 1234)
+    step = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "MASTER_ADDR": "node0"}
+    place = parse_place({**step, "SLURM_JOB_ID": "77"})
+    assert place is not None
+    assert (place.rank, place.local_rank, place.world_size, place.address) == (9, 1, 16, "node0")
+    assert place == parse_place({**step, "SLURM_JOB_ID": "77"})
+    assert place.port != parse_place({**step, "SLURM_JOB_ID": "78"}).port
+    local = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1"}
+    assert parse_place({**local, "SUBMITIT_LOCAL_JOB_ID": "5"}).address == "127.0.0.1"
+
+
+def test_one_process_in_an_allocation_of_many_is_one_process() -> None:
+    """An `sbatch` script sees its job's tasks, but is one process: no group is joined."""
+    assert parse_place({"SLURM_NTASKS": "16", "SLURM_PROCID": "0", "WORLD_SIZE": "1"}) is None
+
+
+def test_wrong_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of two that is started alone, and a run of one that is started twice, say how to start."""
+    with pytest.raises(ConfigError, match=r"execution\.processes: 2, but this is one of 1"):
+        distributed.setup(dataclasses.replace(EXECUTION, processes=2))
+    for key, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=r"execution\.processes: 1, but this is one of 2"):
+        distributed.setup(EXECUTION)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_missing_cuda_device_is_named() -> None:
+    """A run on CUDA says at once that there is none."""
+    execution: Execution = dataclasses.replace(EXECUTION, device="cuda")
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        distributed.setup(execution)
