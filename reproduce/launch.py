@@ -12,13 +12,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 from reproduce.errors import RunError, SiteError
+from reproduce.files import is_locked, read_tail, write_whole
+from reproduce.resolve import Resolved
 
 Executor = Literal["local", "slurm"]
 
@@ -27,6 +29,7 @@ FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 MAX_REQUEUES = 10_000  # submitit gives a job up after 3 time limits; a run of months passes one every day
 ONE_YEAR_MIN = 366 * 24 * 60  # submitit's local executor would end a job after 2 minutes
 CONTROLLER_LOG = "controller.log"
+REQUEST_FILE = "request.json"
 JOB_FILE = "job.json"
 
 
@@ -35,13 +38,17 @@ class Command:
     """What submitit pickles: runs `arguments` as a child, hands signals on to it, returns its exit code.
 
     SIGUSR2 is the cluster's notice that the time is up: once the child has saved its work, submitit's own handler,
-    which asks `checkpoint` what to start next, requeues the job.
+    which asks `checkpoint` what to start next, requeues the job. `visible_gpus` is CUDA_VISIBLE_DEVICES as the user set
+    it: submitit's local executor would count GPUs from 0 again.
     """
 
     arguments: tuple[str, ...]
+    visible_gpus: str | None = None
 
     def __call__(self) -> int:
         _export_ranks()
+        if self.visible_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
         requeue = signal.getsignal(signal.SIGUSR2)
         received: list[int] = []
         process: subprocess.Popen[bytes] | None = None
@@ -126,31 +133,33 @@ class Job:
         return ""
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds an flock on `path`; a missing file is not locked."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> dict[str, Any]:
+    """submitit's parameters for a job of a resolved run on its site; one GPU to a task where the device is CUDA."""
+    parameters: dict[str, Any] = {
+        "name": resolved.spec.row,
+        "nodes": nodes,
+        "tasks_per_node": tasks_per_node,
+        "gpus_per_node": tasks_per_node if resolved.config.execution.device == "cuda" else 0,
+    }
+    slurm = resolved.site.slurm
+    if resolved.site.executor == "slurm" and slurm is not None:
+        parameters |= {
+            "timeout_min": slurm.timeout_min,
+            "cpus_per_task": slurm.cpus_per_task,
+            "mem_gb": slurm.mem_gb_per_node,
+            "slurm_partition": slurm.partition,
+            "slurm_account": slurm.account,
+            "slurm_qos": slurm.qos,
+            "slurm_constraint": slurm.constraint,
+            "slurm_signal_delay_s": slurm.signal_delay_s,
+            "slurm_setup": list(slurm.setup),
+            "slurm_additional_parameters": dict(slurm.additional_parameters),
+        }
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
-def read_tail(path: Path, *, size: int) -> str:
-    """The last `size` bytes of a file as text, from the first whole line in them on."""
-    with path.open("rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - size - 1))
-        data = file.read()
-    if length > size:
-        data = data[data.find(b"\n") + 1 :]
-    return data.decode(errors="replace")
-
-
-def submit(command: Command, *, folder: Path, executor: Executor, parameters: Mapping[str, Any]) -> Job:
-    """Start `command` as a job whose files go to a new folder inside `folder`.
+def submit(arguments: Sequence[str], *, folder: Path, executor: Executor, parameters: Mapping[str, Any]) -> Job:
+    """Start a command as a job whose files go to a new folder inside `folder`.
 
     `parameters` are submitit's (`nodes`, `tasks_per_node`, `gpus_per_node`, `slurm_partition`, ...). Raises `SiteError`
     where the cluster is absent or refuses the job, `RunError` where this machine cannot start it.
@@ -160,8 +169,9 @@ def submit(command: Command, *, folder: Path, executor: Executor, parameters: Ma
             "sbatch is not on the PATH", mend="run this on a login node of the cluster, or use --site local"
         )
     fresh = _make_job_folder(folder)
-    request = {"arguments": command.arguments, "executor": executor, "parameters": dict(parameters)}
-    (fresh / "request.json").write_text(json.dumps(request, indent=1) + "\n")
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if executor == "local" and parameters.get("gpus_per_node") else None
+    request = {"command": [list(arguments), gpus], "executor": executor, "parameters": dict(parameters)}
+    (fresh / REQUEST_FILE).write_text(json.dumps(request, indent=1) + "\n")
     if executor == "slurm":
         return _submit_request(fresh)
     return _submit_detached(fresh)
@@ -200,20 +210,19 @@ def _submit_detached(folder: Path) -> Job:
 
 
 def _submit_request(folder: Path) -> Job:
-    """Submit what `request.json` in `folder` asks for, and record the job beside it."""
+    """Submit what the request in `folder` asks for, and record the job beside it."""
     import submitit
 
-    request = json.loads((folder / "request.json").read_text())
+    request = json.loads((folder / REQUEST_FILE).read_text())
+    arguments, gpus = request["command"]
     cluster = request["executor"]  # always named: submitit would take SLURM as soon as srun is on the PATH
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(**{"timeout_min": ONE_YEAR_MIN, **request["parameters"]})
     try:
-        job_id = executor.submit(Command(tuple(request["arguments"]))).job_id
+        job_id = executor.submit(Command(tuple(arguments), visible_gpus=gpus)).job_id
     except submitit.core.utils.FailedJobError as error:
         raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
-    draft = folder / f"{JOB_FILE}.draft"
-    draft.write_text(json.dumps({"executor": cluster, "job_id": job_id}) + "\n")
-    draft.replace(folder / JOB_FILE)
+    write_whole(folder / JOB_FILE, json.dumps({"executor": cluster, "job_id": job_id}) + "\n")
     return load_job(folder)
 
 

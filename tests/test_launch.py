@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reproduce.errors import RunError, SiteError
-from reproduce.launch import Command, Job, is_locked, load_job, read_tail, submit
+from reproduce.launch import Job, load_job, submit
 
 SAVES_WHEN_ASKED = """
 import signal, sys, time
@@ -27,8 +27,7 @@ time.sleep(60)
 
 
 def start(script: str, *arguments: str, folder: Path) -> Job:
-    command = Command((sys.executable, "-c", script, *arguments))
-    return submit(command, folder=folder, executor="local", parameters={})
+    return submit((sys.executable, "-c", script, *arguments), folder=folder, executor="local", parameters={})
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
@@ -81,8 +80,8 @@ def test_job_outlives_its_harness(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from reproduce.launch import Command, submit;"
-            "submit(Command((sys.executable, '-c', *sys.argv[2:])), folder=Path(sys.argv[1]),"
+            "import sys, time; from pathlib import Path; from reproduce.launch import submit;"
+            "submit((sys.executable, '-c', *sys.argv[2:]), folder=Path(sys.argv[1]),"
             " executor='local', parameters={}); time.sleep(60)",
             str(tmp_path / "jobs"),
             script,
@@ -133,7 +132,7 @@ def test_tasks_know_one_another(tmp_path: Path) -> None:
         "import os, sys; e = os.environ; open(f'{sys.argv[1]}/{e[\"RANK\"]}', 'w').write("
         "' '.join(e[k] for k in ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')))"
     )
-    command = Command((sys.executable, "-c", script, str(tmp_path)))
+    command = (sys.executable, "-c", script, str(tmp_path))
     job = submit(command, folder=tmp_path / "jobs", executor="local", parameters={"tasks_per_node": 2})
     wait_for_end(job)
     first, second = (tmp_path / "0").read_text().split(), (tmp_path / "1").read_text().split()
@@ -156,21 +155,21 @@ def test_slurm_without_sbatch_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     """A SLURM site on a machine without sbatch is the user's mistake, said before anything is written."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SiteError, match="sbatch is not on the PATH"):
-        submit(Command(("true",)), folder=tmp_path / "jobs", executor="slurm", parameters={})
+        submit(["true"], folder=tmp_path / "jobs", executor="slurm", parameters={})
     assert not (tmp_path / "jobs").exists()
 
 
 def test_refused_parameters_are_reported(tmp_path: Path) -> None:
     """What submitit says against the request reaches the user as the reason."""
     with pytest.raises(RunError, match="only one node"):
-        submit(Command(("true",)), folder=tmp_path, executor="local", parameters={"nodes": 2})
+        submit(["true"], folder=tmp_path, executor="local", parameters={"nodes": 2})
 
 
 def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     """A job folder that cannot be made is reported with its path."""
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot write here: Not a directory"):
-        submit(Command(("true",)), folder=tmp_path / "file" / "jobs", executor="local", parameters={})
+        submit(["true"], folder=tmp_path / "file" / "jobs", executor="local", parameters={})
 
 
 def test_folder_without_job_is_reported(tmp_path: Path) -> None:
@@ -179,25 +178,12 @@ def test_folder_without_job_is_reported(tmp_path: Path) -> None:
         load_job(tmp_path)
 
 
-def test_is_locked_sees_the_lock_of_another_process(tmp_path: Path) -> None:
-    """A lock is seen while its holder lives and is gone the moment it is killed."""
-    path = tmp_path / "lock"
-    assert not is_locked(path)
-    script = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
-        "print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        assert is_locked(path)
-        holder.kill()
-    assert not is_locked(path)
-
-
-@pytest.mark.parametrize(("size", "expected"), [(2, ""), (3, "de\n"), (6, "de\n"), (7, "abc\nde\n"), (100, "abc\nde\n")])
-def test_tail_starts_with_a_whole_line(tmp_path: Path, size: int, expected: str) -> None:
-    """The tail of a file never begins in the middle of a line."""
-    path = tmp_path / "log"
-    path.write_text("abc\nde\n")
-    assert read_tail(path, size=size) == expected
+def test_gpus_chosen_by_the_user_stay_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES of the shell reaches a local job as it was, and a job without GPUs sees none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a,3")
+    script = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+    for gpus, expected in ((2, "GPU-5a,3"), (0, "")):
+        command = (sys.executable, "-c", script, str(tmp_path / str(gpus)))
+        job = submit(command, folder=tmp_path / "jobs", executor="local", parameters={"gpus_per_node": gpus})
+        wait_for_end(job)
+        assert (tmp_path / str(gpus)).read_text() == expected

@@ -1,0 +1,41 @@
+"""Files as a run folder needs them: appearing whole, read from the end, locked by a living process."""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that a reader, or a crash, finds either as it was or complete."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_tail(path: Path, *, size: int) -> str:
+    """The last `size` bytes of a file as text, from the first whole line in them on."""
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - size - 1))
+        data = file.read()
+    if length > size:
+        data = data[data.find(b"\n") + 1 :]
+    return data.decode(errors="replace")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds an flock on `path`; a missing file is not locked."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,197 @@
+"""A resolved run in, its folder out: who it belongs to, how it was declared, launched, and how it stands.
+
+The folder is where harness and trainer meet, so everything here is read from its files and nothing is remembered.
+"""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from franca.config import ConfigError, TrainConfig, dump_config, load_config
+from reproduce.errors import RunError
+from reproduce.files import is_locked, write_whole
+from reproduce.launch import Job, load_job
+from reproduce.resolve import Resolved
+from reproduce.spec import Margins, Spec
+
+State = Literal["running", "finished", "paused", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the trainer last said in `state.json`: `iteration` iterations of `of` are done. `error` is its failure."""
+
+    state: State
+    iteration: int
+    of: int
+    images_per_second: float | None
+    error: str | None
+
+
+def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
+    """Create the run's folder, or check that the one there is the same run; returns its path.
+
+    A new folder is declared before anything is launched: `provenance.json` holds the code's commit and the hashes of
+    spec and margins. In an old one only the execution (site, `until_iteration`) may differ. Raises `RunError` where the
+    folder belongs to another recipe or seed, or cannot be written; nothing is changed then.
+    """
+    folder, config = resolved.folder, resolved.config
+    path = folder / "config.yaml"
+    try:
+        if path.exists():
+            old = _load_run_config(path)
+            _check_same_run(old, config, path=path)
+            if old != config:
+                write_whole(path, dump_config(config))
+        else:
+            _check_empty(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / "provenance.json", _declare(resolved, command=command, root=root))
+            write_whole(path, dump_config(config))
+    except OSError as error:
+        raise RunError(f"cannot write the run folder: {error.strerror}", path=folder) from error
+    return folder
+
+
+def record_launch(folder: Path, *, job: Job, site: str) -> None:
+    """Note a launch: `launch.json` names the newest job, `provenance.json` all of them."""
+    started = _now()
+    launch = {
+        "executor": job.executor,
+        "job_id": job.job_id,
+        "submitit_folder": str(job.folder.relative_to(folder.resolve())),
+        "pid": int(job.job_id) if job.executor == "local" else None,
+        "started": started,
+    }
+    write_whole(folder / "launch.json", json.dumps(launch, indent=1) + "\n")
+    provenance = read_provenance(folder)
+    provenance["launches"].append({"time": started, "job": job.job_id, "site": site, "executor": job.executor})
+    write_whole(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+
+
+def newest_job(folder: Path) -> Job | None:
+    """The job that was launched last, or None where there was none."""
+    path = folder / "launch.json"
+    if not path.is_file():
+        return None
+    return load_job(folder / _read_json(path)["submitit_folder"])
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a job of this run waits or runs, or a trainer that nobody submitted holds the run's lock.
+
+    The lock is only tried where no job can be about to take it: to try a lock is to hold it for a moment.
+    """
+    job = newest_job(folder)
+    return (job is not None and job.is_running()) or is_locked(folder / "train.lock")
+
+
+def read_state(folder: Path) -> RunState | None:
+    """The trainer's last word on the run, or None where it has not said any."""
+    path = folder / "state.json"
+    if not path.is_file():
+        return None
+    found = _read_json(path)
+    try:
+        error = found["error"]
+        said = None if error is None else f"{error['type']}: {error['message']} ({error['where']})"
+        return RunState(found["state"], found["iteration"], found["of"], found["images_per_second"], said)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"not a run's state: {error} is missing", path=path) from error
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What `open_run` declared, with the launches since."""
+    return _read_json(folder / "provenance.json")
+
+
+def find_runs(root: Path, *, row: str) -> tuple[Path, ...]:
+    """The folders of all runs of a row, of whatever version, by name."""
+    return tuple(sorted(path.parent for path in root.glob(f"runs/{row}@*/*/config.yaml")))
+
+
+def spec_sha256(spec: Spec) -> str:
+    """Hash of the row's file as it stands: what was declared, margins, claims and all."""
+    return hashlib.sha256(spec.path.read_bytes()).hexdigest()
+
+
+def margins_sha256(margins: Margins) -> str:
+    """Hash of the margins as canonical JSON; equal margins, equal hashes, wherever they are written."""
+    return hashlib.sha256(json.dumps(dataclasses.asdict(margins), sort_keys=True).encode()).hexdigest()
+
+
+def _declare(resolved: Resolved, *, command: Sequence[str], root: Path) -> str:
+    """The text of a new `provenance.json`."""
+    declaration = {
+        "command": list(command),
+        "git": _describe_code(root),
+        "spec_sha256": spec_sha256(resolved.spec),
+        "margins_sha256": margins_sha256(resolved.spec.margins),
+        "created": _now(),
+        "harness_version": version("franca-reproduce"),
+        "launches": [],
+        "overrides": list(resolved.spec.overrides),
+    }
+    return json.dumps(declaration, indent=1) + "\n"
+
+
+def _describe_code(root: Path) -> dict[str, Any]:
+    """The commit that is checked out and a hash of what differs from it; all None where git cannot tell."""
+    try:
+        sha = _git(root, "rev-parse", "HEAD").decode().strip()
+        diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--binary")
+    except (OSError, subprocess.CalledProcessError):
+        return {"sha": None, "dirty": None, "diff_sha256": None}
+    return {"sha": sha, "dirty": bool(diff), "diff_sha256": hashlib.sha256(diff).hexdigest() if diff else None}
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
+
+
+def _check_same_run(old: TrainConfig, new: TrainConfig, *, path: Path) -> None:
+    for name in ("row", "version", "fingerprint", "seed"):
+        if getattr(old, name) != getattr(new, name):
+            raise RunError(
+                f"this run has {name} {getattr(old, name)}, and {getattr(new, name)} was asked for",
+                path=path,
+                mend="give the changed recipe a new version, or move this folder away; it was left as it is",
+            )
+
+
+def _check_empty(folder: Path) -> None:
+    strays = [name for name in ("checkpoints", "training_metrics.json", "state.json") if (folder / name).exists()]
+    if strays:
+        raise RunError(
+            f"the folder has no config.yaml, but {strays[0]}: whose run it is cannot be told",
+            path=folder,
+            mend="put its config.yaml back, or move the folder away",
+        )
+
+
+def _load_run_config(path: Path) -> TrainConfig:
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise RunError(str(error), mend="restore the file, or move the run folder away") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read: {error}", path=path) from error
+    if not isinstance(found, dict):
+        raise RunError("a JSON object belongs here", path=path)
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
