@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from reproduce.logs import Head, Problem, Record
+from reproduce.log_head import Head
+from reproduce.logs import Record
+from reproduce.problems import Problem
 
 LaunchKind = Literal["start", "resume", "restart", "gap"]
 

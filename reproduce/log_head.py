@@ -1,0 +1,106 @@
+"""The lines of a text log in, what it says about its run outside the iterations out: configuration, commit, scaling."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from reproduce.problems import Problem, capped
+
+# dinov2 logging/__init__.py: "{level}{date} {time} {process} {logger} {file}:{line}] {message}".
+STAMPED = re.compile(r"[DIWEFC]\d{8} \d\d:\d\d:\d\d \d+ \S+ (\S+?):\d+\] (.*)")
+SHA = re.compile(r"\bsha: ([0-9a-f]{7,40})\b")
+SCALING = re.compile(r"scaling learning rate; base: ([\d.e+-]+), new: ([\d.e+-]+)")
+ANCHOR = re.compile(r"(?m)(?:^|[\s:\-\[{,])&\w")
+MESSAGE_LINES = 2000  # a dumped configuration has some hundred
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a text log says about one launch before its first iteration.
+
+    config: the YAML that was dumped there, at `config_line`. scaled_lr: (base, new) of the line "sqrt scaling learning
+    rate".
+    """
+
+    config: Mapping[str, Any] | None = None
+    config_line: int | None = None
+    git_sha: str | None = None
+    scaled_lr: tuple[float, float] | None = None
+
+
+def parse_heads(lines: Iterable[str], *, path: str) -> tuple[tuple[Head, ...], tuple[Problem, ...]]:
+    """The heads of a log's launches in order, and a problem for each configuration that differs from that before it."""
+    heads: list[Head] = []
+    problems = []
+    sha, scaled, newest_text = None, None, ""
+    for number, text in _config_messages(lines):
+        if match := SHA.search(text):
+            sha = match[1]
+        elif match := SCALING.search(text):
+            scaled = _pair(match[1], match[2])
+        elif config := (heads[-1].config if text == newest_text else _parse_config(text)):
+            before = heads[-1] if heads else Head(config)
+            changed = differing_keys(before.config or {}, config)
+            if changed:
+                message = f"configuration differs from that at line {before.config_line}: {', '.join(changed[:6])}"
+                problems.append(Problem(path, number, message + (", …" if len(changed) > 6 else "")))
+            heads.append(Head(config, number, sha, scaled))
+            newest_text = text
+    return tuple(heads), capped(problems)
+
+
+def flatten(mapping: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys → values; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, prefix=f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The dotted keys whose values differ, or that only one of two nested mappings has."""
+    first, second = flatten(one), flatten(other)
+    missing = object()
+    return [key for key in {**first, **second} if first.get(key, missing) != second.get(key, missing)]
+
+
+def _config_messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """The messages that `config.py` logged, with the lines that continue them, and the number of their first line."""
+    start, message = 0, list[str]()
+    for number, line in enumerate(lines, 1):
+        match = STAMPED.match(line) if line[9:10] == " " else None
+        if match and message:
+            yield start, "\n".join(message)
+            message = []
+        if match and match[1] == "config.py":
+            start, message = number, [match[2]]
+        elif not match and message and len(message) < MESSAGE_LINES:
+            message.append(line)
+    if message:
+        yield start, "\n".join(message)
+
+
+def _parse_config(text: str) -> dict[str, Any] | None:
+    """A dumped configuration: YAML that holds groups of keys. Anything else (the command line, say) is None."""
+    if ANCHOR.search(text):  # no dump of a configuration has one, and a nest of them unfolds without end
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return None
+    if not isinstance(value, dict) or sum(isinstance(item, dict) for item in value.values()) < 2:
+        return None
+    return {str(key): item for key, item in value.items()}
+
+
+def _pair(base: str, new: str) -> tuple[float, float] | None:
+    try:
+        return float(base), float(new)
+    except ValueError:
+        return None
