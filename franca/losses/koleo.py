@@ -1,0 +1,36 @@
+"""KoLeo: a regularizer that spreads features, after Sablayrolles et al., *Spreading vectors for similarity search*.
+
+Letters: n samples, d embedding dimensions.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+EPS = 1e-8  # dinov2 koleo_loss.py
+
+
+def koleo_loss(features: Float[Tensor, "n d"], *, half: bool = False) -> Float[Tensor, ""]:
+    """Minus the mean logarithm of the distance from each feature, at unit length, to its nearest neighbor.
+
+        x = [f / max(norm(f), 1e-8) for f in features]
+        total = 0
+        for i in range(n):
+            nearest = max((dot(x[i], x[j]), j) for j in range(n) if j != i)[1]
+            total -= log(norm(x[i] - x[nearest] + 1e-8) + 1e-8)
+        return total / n
+
+    In float32 or better, where it is finite even for equal features; 0 for fewer than two, which have no neighbor.
+    `half` computes in float16, as upstream did: 1e-8 is 0 there, and the loss of equal features is infinite.
+    """
+    if len(features) < 2:
+        return features.new_zeros((), dtype=torch.float32)
+    # QUIRK koleo_half: dinov2 koleo_loss.py under its float16 backbone
+    dtype = torch.float16 if half else torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        x = F.normalize(features.to(dtype), dim=1, eps=EPS)
+        with torch.no_grad():
+            nearest = (x @ x.T).fill_diagonal_(-2).argmax(1)
+        distances = F.pairwise_distance(x, x[nearest], eps=EPS)
+        return -(distances + EPS).log().mean().to(torch.promote_types(dtype, torch.float32))

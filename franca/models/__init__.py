@@ -1,0 +1,1 @@
+"""Vision transformers and projection heads, named as upstream names them."""

@@ -1,0 +1,65 @@
+"""Self-attention over packed sequences: every token attends to the tokens of its own sequence and to no other.
+
+In: one packed array of tokens and the groups of equally long sequences that lie in it, one after another. Out: one
+packed array. `BACKENDS` lists the ways to compute it; all give the same numbers to rounding.
+
+Letters: t tokens of all sequences, h heads, e dimensions of a head, d = h·e.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Groups = tuple[tuple[int, int], ...]
+"""(number of sequences, tokens of each), in the order in which they are packed."""
+
+
+def sdpa(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h e"]:
+    """One call of torch's scaled dot product attention for each group: no mask, on any device."""
+    outputs = []
+    for part, (sequences, length) in zip(qkv.split([n * length for n, length in groups]), groups, strict=True):
+        q, k, v = part.unflatten(0, (sequences, length)).permute(2, 0, 3, 1, 4).unbind()
+        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)
+
+
+def xformers(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h e"]:
+    """xFormers' memory-efficient attention under a block-diagonal mask: CUDA only, one kernel for all groups."""
+    from xformers.ops import fmha, memory_efficient_attention
+
+    lengths = [length for sequences, length in groups for _ in range(sequences)]
+    q, k, v = qkv.unsqueeze(0).unbind(2)
+    mask = fmha.BlockDiagonalMask.from_seqlens(lengths, device=qkv.device)
+    return memory_efficient_attention(q, k, v, attn_bias=mask).squeeze(0)
+
+
+def varlen(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h e"]:
+    """torch's variable-length flash attention: CUDA and half precision only, one kernel for all groups."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = torch.tensor([0] + [length for sequences, length in groups for _ in range(sequences)])
+    ends = lengths.cumsum(0, dtype=torch.int32).to(qkv.device, non_blocking=True)
+    longest = max(length for _, length in groups)
+    q, k, v = qkv.unbind(1)
+    return varlen_attn(q, k, v, ends, ends, longest, longest)
+
+
+BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers, "varlen": varlen}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each packed sequence; `backend` is a key of `BACKENDS`."""
+
+    def __init__(self, dim: int, *, heads: int, backend: str):
+        super().__init__()
+        self.heads = heads
+        self.backend = backend
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "t d"], *, groups: Groups) -> Float[Tensor, "t d"]:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        return self.proj(BACKENDS[self.backend](qkv, groups=groups).flatten(1))

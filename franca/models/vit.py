@@ -1,0 +1,139 @@
+"""The vision transformer of DINOv2 and Franca. Images in, normalized class, register and patch tokens out.
+
+Parameters have upstream's names. Crops of several sizes run in one forward: linear layers and norms see one packed
+array of tokens, attention stays within each crop.
+
+Letters: n images, g global crops, p patches of a crop, r registers, t tokens of all sequences, d embedding dimensions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from franca.config import ConfigError, Model
+from franca.models.attention import BACKENDS
+from franca.models.layers import (
+    NORM_EPS,
+    Block,
+    LayerScale,
+    PatchEmbed,
+    Subsets,
+    draw_subsets,
+    interpolate_positions,
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tokens of n images of one size, after the final norm."""
+
+    cls: Float[Tensor, "n d"]
+    registers: Float[Tensor, "n r d"]
+    patches: Float[Tensor, "n p d"]
+
+
+class VisionTransformer(nn.Module):
+    """A ViT whose learned positions are those of a crop of `grid` × `grid` patches.
+
+    `__init__` makes shapes (it may run on the meta device), `init_weights` makes values. Raises `ConfigError` on a
+    model that cannot be built.
+    """
+
+    def __init__(self, model: Model, *, grid: int, attention: str = "sdpa"):
+        super().__init__()
+        if model.embed_dim % model.heads:
+            raise ConfigError(f"model.heads: {model.heads} does not divide model.embed_dim, {model.embed_dim}")
+        if attention not in BACKENDS:
+            raise ConfigError(f"attention: {attention!r} is not one of {', '.join(BACKENDS)}")
+        self.model = model
+        dim = model.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim))
+        self.register_tokens = nn.Parameter(torch.empty(1, model.registers, dim)) if model.registers else None
+        self.mask_token = nn.Parameter(torch.empty(1, dim))
+        self.patch_embed = PatchEmbed(dim, patch_px=model.patch_px)
+        self.blocks = nn.ModuleList([Block(model, backend=attention) for _ in range(model.depth)])
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Give every parameter its first value (dinov2 vision_transformer.py; the patch embedding has torch's own)."""
+        nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        nn.init.zeros_(self.mask_token)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d):
+                bound = module.weight[0].numel() ** -0.5
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, LayerScale):
+                nn.init.constant_(module.gamma, self.model.layerscale)
+
+    def forward(self, images: Float[Tensor, "n 3 height width"]) -> Features:
+        """Features of images of one size, none of them masked."""
+        return self.forward_packed([images], None)[0]
+
+    def forward_packed(
+        self,
+        crops: list[Float[Tensor, "_ 3 _ _"]],
+        masks: Bool[Tensor, "g p"] | None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> list[Features]:
+        """Features of each array of crops. `masks` hides patches of the first one, the global crops.
+
+        In training, stochastic depth draws from `generator` (on the crops' device), or from torch's own if it is
+        None: the same state, the same sequences.
+        """
+        tokens = [self._embed(images, masks if i == 0 else None) for i, images in enumerate(crops)]
+        groups = tuple((part.shape[0], part.shape[1]) for part in tokens)
+        x = torch.cat([part.flatten(0, 1) for part in tokens])
+        for block in self.blocks:
+            kept = self._draw(groups, generator, x.device) if self.training and self.model.drop_path else None
+            x = block(x, groups=groups, kept=kept)
+        parts = self.norm(x).split([n * length for n, length in groups])
+        return [self._features(part.unflatten(0, group)) for part, group in zip(parts, groups, strict=True)]
+
+    def _embed(
+        self, images: Float[Tensor, "n 3 height width"], masks: Bool[Tensor, "n p"] | None
+    ) -> Float[Tensor, "n _ d"]:
+        """Class token, registers and patches of each image, with positions; registers have none."""
+        n, _, height, width = images.shape
+        patch_px = self.model.patch_px
+        if height % patch_px or width % patch_px:
+            raise ValueError(f"a crop of {height} × {width} px cannot be cut into patches of {patch_px} px")
+        patches = self.patch_embed(images)
+        if masks is not None:
+            patches = torch.where(masks.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        positions = interpolate_positions(
+            self.pos_embed,
+            rows=height // patch_px,
+            columns=width // patch_px,
+            offset=self.model.interpolate_offset,
+        )
+        tokens = [(self.cls_token + positions[:, :1]).expand(n, -1, -1), patches + positions[:, 1:]]
+        if self.register_tokens is not None:
+            tokens.insert(1, self.register_tokens.expand(n, -1, -1))
+        return torch.cat(tokens, dim=1)
+
+    def _draw(self, groups, generator, device) -> tuple[Subsets, Subsets]:
+        """The sequences that each of a block's two branches runs on; the rate is the same in every block."""
+        rate = self.model.drop_path
+        return (
+            draw_subsets(groups, rate=rate, generator=generator, device=device),
+            draw_subsets(groups, rate=rate, generator=generator, device=device),
+        )
+
+    def _features(self, tokens: Float[Tensor, "n _ d"]) -> Features:
+        first_patch = 1 + self.model.registers
+        return Features(cls=tokens[:, 0], registers=tokens[:, 1:first_patch], patches=tokens[:, first_patch:])

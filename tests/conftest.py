@@ -1,0 +1,9 @@
+"""Shapes in signatures are checked in tests: jaxtyping and beartype, installed before any module of `franca` loads."""
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+install_import_hook("franca", "beartype.beartype")
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile("repeatable")
