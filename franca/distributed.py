@@ -112,6 +112,15 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of every process's `tensor`. No gradient flows through it."""
+    if world_size() == 1:
+        return tensor
+    highest = tensor.detach().clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    return highest
+
+
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of every process's `tensor`. No gradient flows through it."""
     return tensor if world_size() == 1 else all_reduce_sum(tensor) / world_size()
