@@ -39,8 +39,9 @@ def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
     """Create the run's folder, or check that the one there is the same run; returns its path.
 
     A new folder is declared before anything is launched: `provenance.json` holds the code's commit and the hashes of
-    spec and margins. In an old one only the execution (site, `until_iteration`) may differ. Raises `RunError` where the
-    folder belongs to another recipe or seed, or cannot be written; nothing is changed then.
+    spec and margins. In an old one only the execution (site, `until_iteration`) may differ, and is left alone
+    while it is being trained. Raises `RunError` where the folder belongs to another recipe or seed, or cannot be
+    written; nothing is changed then.
     """
     folder, config = resolved.folder, resolved.config
     path = folder / "config.yaml"
@@ -48,7 +49,7 @@ def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
         if path.exists():
             old = _load_run_config(path)
             _check_same_run(old, config, path=path)
-            if old != config:
+            if old != config and not is_alive(folder):
                 write_whole(path, dump_config(config))
         else:
             _check_empty(folder)
@@ -110,6 +111,11 @@ def read_state(folder: Path) -> RunState | None:
 def read_provenance(folder: Path) -> dict[str, Any]:
     """What `open_run` declared, with the launches since."""
     return _read_json(folder / "provenance.json")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """What `franca.evaluate` found: the iteration, the checkpoint's hash, the accuracies and the protocol."""
+    return _read_json(folder / "evaluation.json")
 
 
 def find_runs(root: Path, *, row: str) -> tuple[Path, ...]:

@@ -1,0 +1,195 @@
+"""What `reproduce train` and `reproduce evaluate` do: start or take up a job, follow it, and say how it ended."""
+
+import fcntl
+import importlib.util
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from reproduce.errors import RunError, SiteError
+from reproduce.launch import INTERRUPTED, Job, make_parameters, submit
+from reproduce.progress import Progress, read_progress
+from reproduce.resolve import Resolved
+from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
+
+POLL_S = {"local": 0.5, "slurm": 15.0}  # squeue is a load on the whole cluster
+TRAINER_NEEDS = {"torch": "torch", "PIL": "pillow", "safetensors": "safetensors", "sklearn": "scikit-learn"}
+
+
+class Screen(Protocol):
+    """Where a phase says what it does."""
+
+    def say(self, text: str) -> None:
+        """One line for good."""
+
+    def show(self, progress: Progress) -> None:
+        """Where the run stands now; it replaces what was shown before."""
+
+    def end(self) -> None:
+        """Nothing more will be shown of this run."""
+
+
+class FailedRunError(RunError):
+    """The trainer or the evaluation failed, through no mistake of the user's: the command exits with 1."""
+
+
+class InterruptedRunError(RunError):
+    """The run was asked to stop and saved its work: the command exits with 75, and the same command continues it."""
+
+
+def train(resolved: Resolved, *, command: Sequence[str], root: Path, screen: Screen) -> RunState:
+    """Train until the recipe's end, or `until_iteration` of the configuration; returns the run's last state.
+
+    A job that is already at it is taken up, never doubled. Raises `FailedRunError`, `InterruptedRunError`, or `KeyboardInterrupt`
+    once the job that was started here has saved its work.
+    """
+    _require_trainer()
+    target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
+    started = False
+    while True:
+        folder = open_run(resolved, command=command, root=root)
+        state = read_state(folder)
+        if state is not None and state.iteration >= target and not is_alive(folder):
+            screen.say(f"{folder}: {state.state}, {state.iteration} of {state.of} iterations done")
+            return state
+        if started:
+            raise FailedRunError(
+                f"the trainer ended at {state.iteration if state else 0} of {target} iterations and did not say why",
+                path=folder / "log.txt",
+            )
+        job, started = _start_or_take_up(resolved, folder=folder, screen=screen)
+        try:
+            _follow(folder, job=job, target=target, screen=screen)
+        except KeyboardInterrupt:
+            _stop(job if started else None, folder=folder, command=command, screen=screen)
+            raise
+        _raise_if_cut_short(folder, job=job, command=command)
+
+
+def evaluate(resolved: Resolved, *, screen: Screen) -> Path:
+    """Evaluate the run's newest checkpoint; returns the path of `evaluation.json`, left as it is if it is current."""
+    _require_trainer()
+    folder = resolved.folder
+    result = folder / "evaluation.json"
+    state = read_state(folder)
+    if state is None or state.iteration == 0:
+        raise RunError("nothing is trained yet", path=folder, mend=f"reproduce train {resolved.spec.row}")
+    if is_alive(folder):
+        raise RunError("the run is being trained", path=folder, mend="evaluate it when it has ended, or stop it first")
+    if result.is_file() and read_evaluation(folder)["iteration"] == state.iteration:
+        screen.say(f"{result}: evaluated at {state.iteration} iterations")
+        return result
+    screen.say(f"evaluating the teacher after {state.iteration} iterations")
+    job = submit(
+        (sys.executable, "-m", "franca.evaluate", str(folder)),
+        folder=folder / "submitit",
+        executor=resolved.site.executor,
+        parameters=make_parameters(resolved, nodes=1, tasks_per_node=1),
+    )
+    try:
+        while job.is_running():
+            time.sleep(POLL_S[job.executor])
+    except KeyboardInterrupt:
+        job.stop()
+        raise
+    _raise_if_failed("the evaluation", job.exit_code(), job=job, said=job.last_words(), log=job.stderr)
+    return result
+
+
+def _require_trainer() -> None:
+    """Find what the trainer imports without importing it: torch alone takes seconds."""
+    missing = [package for module, package in TRAINER_NEEDS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SiteError(f"the trainer needs {', '.join(missing)}", mend="pip install -c constraints.txt -e '.[train]'")
+
+
+def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tuple[Job | None, bool]:
+    """The job that trains, and whether it was started here. It is None where a person started the trainer by hand."""
+    with _held(folder / "launch.lock"):
+        if is_alive(folder):
+            job = newest_job(folder)
+            if job is not None and not job.is_running() and job.exit_code() is not None:
+                job = None
+            screen.say(f"{folder}: already being trained{f' by job {job.job_id}' if job else ''}, following it")
+            return job, False
+        job = submit(
+            (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve())),
+            folder=folder / "submitit",
+            executor=resolved.site.executor,
+            parameters=make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node),
+        )
+        record_launch(folder, job=job, site=resolved.site.name)
+        screen.say(f"{folder}: training as job {job.job_id} on {resolved.site.name}")
+        return job, True
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """An exclusive lock on `path`, waited for: two harnesses that start at once must not start two trainers."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _follow(folder: Path, *, job: Job | None, target: int, screen: Screen) -> None:
+    """Show where the run stands until nothing trains it any more."""
+    try:
+        while is_alive(folder):
+            screen.show(read_progress(folder, target=target))
+            time.sleep(POLL_S[job.executor if job else "local"])
+        screen.show(read_progress(folder, target=target))
+    finally:
+        screen.end()
+
+
+def _stop(job: Job | None, *, folder: Path, command: Sequence[str], screen: Screen) -> None:
+    """Ctrl-C: stop a job of this machine that was started here, and leave alone what others or a cluster run."""
+    try:
+        if job is not None and job.executor == "local":
+            screen.say("stopping: the trainer saves a checkpoint first (Ctrl-C again leaves it running)")
+            job.stop()
+            while is_alive(folder):
+                time.sleep(0.1)
+            state = read_state(folder)
+            done = f" at {state.iteration} of {state.of} iterations" if state else ""
+            screen.say(f"stopped{done}; continue with: {shlex.join(command)}")
+            return
+    except KeyboardInterrupt:
+        pass
+    running = newest_job(folder)
+    how = f"; stop it with: {running.stop_command}" if running else ""
+    screen.say(f"left running{how}; follow it again with: {shlex.join(command)}")
+
+
+def _raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]) -> None:
+    """Say why a launch ended before its time: by the exit code where there is one, else by the trainer's last word."""
+    state = read_state(folder)
+    code = job.exit_code() if job else None
+    if code is None and state is not None:
+        code = {"finished": 0, "paused": 0, "interrupted": INTERRUPTED, "failed": 1, "running": None}[state.state]
+    place = f" at {state.iteration} of {state.of} iterations" if state else ""
+    if code == INTERRUPTED:
+        raise InterruptedRunError(
+            f"the run was interrupted{place} and saved a checkpoint",
+            path=folder,
+            mend=f"continue it with: {shlex.join(command)}",
+        )
+    said = job.last_words() if job else ""
+    if code == 1 and state is not None and state.error:
+        said = state.error
+    _raise_if_failed(f"the training{place}", code, job=job, said=said, log=folder / "log.txt")
+
+
+def _raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str, log: Path) -> None:
+    """Raise unless the exit code is 0: 2 is the user's mistake, all else (None: killed) a failure."""
+    if code == 0:
+        return
+    if code == 2:
+        raise RunError(said.removeprefix("error: ") or f"{what} was refused", path=job.stderr if job else log)
+    how = "was killed" if code is None else "failed"
+    mend = "find the cause in the file above" + (f" or in {job.folder}" if job else "")
+    raise FailedRunError(f"{what} {how}{f': {said}' if said else ''}", path=log, mend=mend)

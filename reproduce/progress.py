@@ -1,0 +1,87 @@
+"""A run that is being trained in, where it stands out: from the ends of its files, however long they have become."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reproduce.files import read_tail
+from reproduce.logs import parse_json_lines, parse_knn
+from reproduce.runs import read_state
+
+TAIL_BYTES = 16384  # some twenty lines: more than one, should the last be torn
+LOSSES = {
+    "total_loss": "loss",
+    "dino_local_crops_loss": "local",
+    "dino_global_crops_loss": "global",
+    "koleo_loss": "koleo",
+    "ibot_loss": "ibot",
+}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `target` iterations; the newest losses by their short names; `knn` is (iterations done, k, percent)."""
+
+    done: int
+    target: int
+    losses: Mapping[str, float]
+    images_per_second: float | None
+    seconds_left: float | None
+    knn: tuple[int, int, float] | None
+
+
+def read_progress(folder: Path, *, target: int) -> Progress:
+    """Where the run stands on its way to `target` iterations. What is not there yet is None or empty."""
+    state = read_state(folder)
+    log = folder / "training_metrics.json"
+    lines = read_tail(log, size=TAIL_BYTES).splitlines() if log.is_file() else []
+    records, _ = parse_json_lines(lines, path=str(log))
+    values = records[-1].values if records else {}
+    done = max(state.iteration if state else 0, records[-1].iteration + 1 if records else 0)
+    iter_time = values.get("iter_time")
+    return Progress(
+        done=done,
+        target=target,
+        losses={short: values[name] for name, short in LOSSES.items() if name in values},
+        images_per_second=values.get("images_per_second"),
+        seconds_left=None if iter_time is None else max(0, target - done) * iter_time,
+        knn=_read_knn(folder),
+    )
+
+
+def render_progress(progress: Progress) -> str:
+    """One line of text: `340/1200  loss 14.73  (local 9.41  …)  812 images/s  k-NN 91.8 % at 300  2 min left`."""
+    parts = [f"{progress.done}/{progress.target}"]
+    parts += [f"{name} {value:.4g}" for name, value in progress.losses.items()]
+    if progress.images_per_second is not None:
+        parts.append(f"{progress.images_per_second:.0f} images/s")
+    if progress.knn is not None:
+        done, k, percent = progress.knn
+        parts.append(f"{k}-NN {percent:.1f} % at {done}")
+    if progress.seconds_left:
+        parts.append(f"{render_duration(progress.seconds_left)} left")
+    return "  ".join(parts)
+
+
+def render_duration(seconds: float) -> str:
+    """A length of time in its two largest units: `42 s`, `3 min 5 s`, `2 h 10 min`, `17 d 4 h`."""
+    whole = round(seconds)
+    for size, unit, part_size, part_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            part = whole % size // part_size
+            return f"{whole // size} {unit} {part} {part_unit}" if part else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def _read_knn(folder: Path) -> tuple[int, int, float] | None:
+    """The newest k-NN evaluation inside the run, at its smallest k; `eval/training_599` is that after 600."""
+    done_by_folder = {
+        path: int(path.name.removeprefix("training_")) + 1
+        for path in folder.glob("eval/training_*")
+        if path.name.removeprefix("training_").isdigit() and (path / "results_eval_knn.json").is_file()
+    }
+    if not done_by_folder:
+        return None
+    newest = max(done_by_folder, key=lambda path: done_by_folder[path])
+    accuracies, _ = parse_knn(newest / "results_eval_knn.json")
+    return (done_by_folder[newest], min(accuracies), accuracies[min(accuracies)]) if accuracies else None
