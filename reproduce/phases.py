@@ -44,8 +44,8 @@ class InterruptedRunError(RunError):
 def train(resolved: Resolved, *, command: Sequence[str], root: Path, screen: Screen) -> RunState:
     """Train until the recipe's end, or `until_iteration` of the configuration; returns the run's last state.
 
-    A job that is already at it is taken up, never doubled. Raises `FailedRunError`, `InterruptedRunError`, or `KeyboardInterrupt`
-    once the job that was started here has saved its work.
+    A job that is already at it is taken up, never doubled. Raises `FailedRunError`, `InterruptedRunError`, or
+    `KeyboardInterrupt` once the job that was started here has saved its work.
     """
     _require_trainer()
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations

@@ -1,0 +1,43 @@
+# make demo    install, reproduce the row `digits` on this machine's CPU, print the verdict and where the report lies
+# make test    every test
+# make check   format, lint, types and tests: what CI runs
+# make format  rewrite the code in the house format
+# make clean   remove the environment and caches; runs/ and reports/ stay
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help demo test lint check format clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# One environment of exactly the versions that were tested; made again where either file changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	dvc repro digits
+	@reproduce report digits
+
+test: $(INSTALLED)
+	pytest
+
+lint: $(INSTALLED)
+	ruff format --check
+	ruff check
+	mypy
+
+check: lint test
+
+format: $(INSTALLED)
+	ruff format
+	ruff check --fix
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .dvc/tmp .dvc/cache
