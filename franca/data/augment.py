@@ -150,10 +150,9 @@ def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
 
 def adjust_hue(image: Image.Image, turns: float) -> Image.Image:
     """Turn the hue by a share of the circle, in steps of 1/256 as torchvision does."""
-    hue, saturation, value = image.convert("HSV").split()
-    shift = int(turns * 255)
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    hsv = np.array(image.convert("HSV"))
+    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # wraps around, as an angle does
+    return Image.frombytes("HSV", image.size, hsv.tobytes()).convert("RGB")
 
 
 def blur(pixels: NDArray[np.uint8], *, sigma: float) -> NDArray[np.uint8]:

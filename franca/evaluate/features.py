@@ -1,0 +1,89 @@
+"""Features of a dataset's images: a function of images and a dataset in, one float32 row per readable image out.
+
+Images are resized (bicubic, antialiased) and cropped at the center as in dinov2 `make_classification_eval_transform`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from franca.config import Data
+from franca.data.augment import normalize
+from franca.data.datasets import DataError, Dataset, UnreadableImageError
+from franca.data.prefetch import prefetch
+
+BATCH = 256  # images at a time, dinov2 eval/knn.py
+
+# The shorter side is resized to this many times the center crop: ImageNet's 256 for a crop of 224; digits stay whole.
+RESIZE = {"digits": 1.0, "imagenet1k": 256 / 224}
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features and classes of the images that could be read, and a line for each that could not."""
+
+    features: Float[Tensor, "n d"]
+    labels: Int[Tensor, "n"]
+    unreadable: tuple[str, ...]
+
+
+def extract_features(
+    encode: Callable[[Float[Tensor, "b 3 px px"]], Float[Tensor, "b d"]],
+    dataset: Dataset,
+    *,
+    data: Data,
+    px: int,
+    workers: int,
+    device: torch.device,
+) -> FeatureSet:
+    """Encode every image of a dataset in its order, on `device`. Raises `DataError` if none can be read.
+
+    `encode` takes normalized images [b, 3, px, px]; put its model into evaluation mode first.
+    """
+    batches = [np.arange(first, min(first + BATCH, len(dataset))) for first in range(0, len(dataset), BATCH)]
+    read = functools.partial(_read_batch, dataset, data, px)
+    features, labels, unreadable = [], [], []
+    with torch.inference_mode():
+        for images, classes, failures in prefetch(read, batches, workers=workers, pin_memory=device.type == "cuda"):
+            if len(images):
+                features.append(encode(images.to(device, non_blocking=True)).float())
+            labels.append(classes.to(device))
+            unreadable += failures
+    if not features:
+        raise DataError(f"none of the {len(dataset)} images of {dataset.name} can be read, the last: {unreadable[-1]}")
+    return FeatureSet(torch.cat(features), torch.cat(labels), tuple(unreadable))
+
+
+def center_view(image: Image.Image, *, px: int, resize_px: int) -> NDArray[np.uint8]:
+    """The center [px, px, 3] of an image whose shorter side is resized to `resize_px` pixels."""
+    width, height = image.size
+    short = min(width, height)
+    # The longer side is cut to an integer as torchvision's `Resize` does, the offset rounded as its `CenterCrop` does.
+    image = image.resize((resize_px * width // short, resize_px * height // short), Image.Resampling.BICUBIC)
+    left, top = round((image.width - px) / 2), round((image.height - px) / 2)
+    return np.asarray(image.crop((left, top, left + px, top + px)))
+
+
+def _read_batch(
+    dataset: Dataset, data: Data, px: int, indices: NDArray[np.int64]
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Normalized images, their classes, and a line for each that could not be read."""
+    images, labels, unreadable = [], [], []
+    resize_px = round(px * RESIZE[dataset.name])
+    for index in indices.tolist():
+        try:
+            image, label = dataset.read(index)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+            continue
+        images.append(normalize(center_view(image, px=px, resize_px=resize_px), data=data))
+        labels.append(label)
+    pixels = np.stack(images) if images else np.empty((0, 3, px, px), np.float32)
+    return torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.long), tuple(unreadable)

@@ -1,0 +1,85 @@
+"""k-nearest-neighbor classification by DINOv2's protocol: features and labels in, top-1 accuracies in percent out.
+
+Neighbors vote with weights exp(cosine similarity / temperature); the class with the largest sum wins
+(facebookresearch/dinov2 eval/knn.py@b8931f7; upstream divides the weights by their sum, which moves no vote).
+
+Letters: n train images, m test images, d features, c test images at a time, k neighbors.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+TEST_CHUNK = 256  # test images at a time; with TRAIN_CHUNK, 64 MB of similarities, however large the sets are
+TRAIN_CHUNK = 2**16
+
+
+def knn_accuracy(
+    train_x: Float[Tensor, "n d"],
+    train_y: Int[Tensor, "n"],
+    test_x: Float[Tensor, "m d"],
+    test_y: Int[Tensor, "m"],
+    *,
+    k: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> dict[int, float]:
+    """Top-1 accuracy in percent for each number of neighbors in `k`.
+
+    Features are normalized here. Raises `ValueError` on a k that the train set cannot give and on features that are
+    not finite.
+    """
+    if not 1 <= min(k) <= max(k) <= len(train_x):
+        raise ValueError(
+            f"k-NN with k = {', '.join(map(str, k))} needs 1 to {len(train_x)} neighbors, the train images"
+        )
+    train_x, test_x = (functional.normalize(x, dim=1) for x in (train_x, test_x))
+    if not (train_x.isfinite().all() and test_x.isfinite().all()):
+        raise ValueError("k-NN of features that are not finite: the model has diverged")
+    correct = dict.fromkeys(k, 0)
+    for queries, truth in zip(test_x.split(TEST_CHUNK), test_y.split(TEST_CHUNK), strict=True):
+        similarities, neighbors = nearest_neighbors(queries, train_x, k=max(k))
+        weights = (similarities.double() / temperature).softmax(dim=1)
+        for count in k:
+            votes = weights.new_zeros(len(queries), classes)
+            votes.scatter_add_(1, train_y[neighbors[:, :count]], weights[:, :count])
+            correct[count] += int((votes.argmax(dim=1) == truth).sum())
+    return {count: 100 * right / len(test_y) for count, right in correct.items()}
+
+
+def nearest_neighbors(
+    queries: Float[Tensor, "c d"], train_x: Float[Tensor, "n d"], *, k: int
+) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]:
+    """The k largest dot products with the train features, largest first, and whose they are. Memory without n."""
+    similarities = queries.new_empty(len(queries), 0)
+    neighbors = queries.new_empty(len(queries), 0, dtype=torch.long)
+    for start in range(0, len(train_x), TRAIN_CHUNK):
+        here = queries @ train_x[start : start + TRAIN_CHUNK].T
+        columns = torch.arange(start, start + here.shape[1], device=here.device).expand(len(queries), -1)
+        candidates = torch.cat([similarities, here], dim=1)
+        similarities, best = candidates.topk(min(k, candidates.shape[1]), dim=1)
+        neighbors = torch.cat([neighbors, columns], dim=1).gather(1, best)
+    return similarities, neighbors
+
+
+def write_knn_results(path: Path, accuracies: Mapping[int, float]) -> None:
+    """Write `results_eval_knn.json` as DINOv2 does, a line per k: `{"('full', 10) Top 1": 91.759}`."""
+    lines = [json.dumps({f"('full', {k}) Top 1": value}) + "\n" for k, value in accuracies.items()]
+    replace_file(path, "".join(lines))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that it is complete or absent, even if the machine stops; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
