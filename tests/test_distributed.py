@@ -47,6 +47,7 @@ def collectives() -> dict[str, Any]:
         "world_size": distributed.world_size(),
         "sum": distributed.all_reduce_sum(tensor),
         "mean": distributed.all_reduce_mean(tensor),
+        "max": distributed.all_reduce_max(tensor),
         "unchanged": tensor,
         "any": distributed.any_process(rank == 1),
         "none": distributed.any_process(False),
@@ -59,6 +60,7 @@ def test_collectives_over_two_processes(tmp_path: Path) -> None:
         assert result["world_size"] == 2
         assert result["sum"].tolist() == [3.0, 20.0]
         assert result["mean"].tolist() == [1.5, 10.0]
+        assert result["max"].tolist() == [2.0, 10.0]
         assert result["unchanged"].tolist() == [1.0 + rank, 10.0]
         assert result["any"] is True
         assert result["none"] is False
@@ -71,6 +73,7 @@ def test_collectives_are_the_identity_in_one_process() -> None:
     assert not torch.distributed.is_initialized()
     assert distributed.all_reduce_sum(tensor) is tensor
     assert distributed.all_reduce_mean(tensor) is tensor
+    assert distributed.all_reduce_max(tensor) is tensor
     assert distributed.any_process(True) is True
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     module = nn.Linear(2, 2)

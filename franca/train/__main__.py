@@ -1,0 +1,38 @@
+"""`python -m franca.train RUN_FOLDER/config.yaml`: train a run, or go on with it, in the folder of its configuration.
+
+Exit codes: 0 finished, or paused at `until_iteration`; 75 interrupted by a signal, to be started again; 2 a
+configuration or data that will not do, said in one line; 1 any other failure.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from franca.config import ConfigError, load_config
+from franca.data.datasets import DataError
+from franca.train.loop import train
+from franca.train.metrics import NonFiniteError
+
+EXIT_CODES = {"finished": 0, "paused": 0, "interrupted": 75}  # 75 is EX_TEMPFAIL of sysexits.h
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the run that the command line names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m franca.train", description="train a run, or go on with it")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="config.yaml of a run folder")
+    path = parser.parse_args(arguments).config
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; a run folder holds one")
+        return EXIT_CODES[train(load_config(path), folder=path.parent)]
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

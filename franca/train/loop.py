@@ -1,0 +1,219 @@
+"""The training loop: a configuration and its run folder in; log, checkpoints and evaluations in that folder out."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from franca.config import ConfigError, TrainConfig, recipe_fingerprint
+from franca.data.datasets import load_dataset
+from franca.data.loader import make_loader
+from franca.distributed import any_process, average_gradients, barrier, rank, setup, shard, teardown, world_size
+from franca.evaluate.knn import write_knn_results
+from franca.evaluate.protocol import evaluate_knn, make_encoder
+from franca.evaluate.teacher import FILE, save_teacher
+from franca.schedules import make_schedules
+from franca.train.checkpoint import load_newest_checkpoint, save_checkpoint
+from franca.train.metrics import LOG, LOSSES, Metrics, open_log
+from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
+from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
+from franca.train.self_distillation import DTYPES, SelfDistillation, Views, make_views
+
+Outcome = Literal["finished", "paused", "interrupted"]
+
+# What a stream of random numbers is for: the second word of its seed. 0, 1 and 3 are the loader's.
+DROPPED_PATHS, INITIAL_WEIGHTS = 2, 4
+
+
+def train(config: TrainConfig, *, folder: Path) -> Outcome:
+    """Train from the newest checkpoint in `folder`, or from the start, to the recipe's end or `until_iteration`.
+
+    Raises `ConfigError` and `DataError` on what the user can mend, `NonFiniteError` where the losses diverge.
+    """
+    recipe, execution = config.recipe, config.execution
+    check_config(config)
+    schedules = make_schedules(recipe)
+    with contextlib.ExitStack() as stack:
+        # Where it runs
+        device = setup(execution)
+        stack.callback(teardown)
+        make_deterministic(device, threads=execution.threads)
+        stack.enter_context(lock_folder(folder))
+        stack.enter_context(open_log(folder))
+        stack.enter_context(report_failure(folder, of=recipe.iterations))
+        stop = stack.enter_context(catch_signals())
+        log_head(config)
+
+        # What is trained, and from where
+        dataset = load_dataset(recipe.data.dataset, root=execution.data_root, split="train")
+        write_environment(folder, config=config, device=device, dataset=dataset)
+        model = SelfDistillation(recipe)
+        model.init_weights(torch.Generator().manual_seed(derive_seed(config.seed, INITIAL_WEIGHTS)))
+        model = shard(model.to(device))
+        optimizer = make_optimizer(model.student, optim=recipe.optim)
+        scaler = make_scaler(recipe.precision, device=device)
+        metrics = Metrics(config, folder=folder, device=device, scaled=scaler.is_enabled())
+        LOG.info("Model:\n%s", model)
+        checkpoint = load_newest_checkpoint(folder, config=config, model=model, optimizer=optimizer)
+        done = 0
+        if checkpoint:
+            done = checkpoint["iteration"]
+            metrics.block = checkpoint["block"]
+            scaler.load_state_dict(checkpoint["scaler"])
+        batches = make_loader(config, dataset, start_iteration=done, rank=rank(), world_size=world_size())
+        stack.callback(batches.close)
+        if done == 0:
+            evaluate(model, config=config, folder=folder, done=done, device=device)
+
+        # One iteration after another
+        LOG.info("Starting training from iteration %d", done)
+        write_state(folder, state="running", iteration=done, of=recipe.iterations, images_per_second=None)
+        began, start, speed = time.perf_counter(), done, None
+        dropped_paths = torch.Generator(device)
+        end = min(execution.until_iteration or recipe.iterations, recipe.iterations)
+        stopping = any_process(bool(stop.asked))
+        while done < end and not stopping:
+            iteration, started = done, time.perf_counter()
+            parts = [next(batches) for _ in range(execution.accumulation)]
+            data_s = time.perf_counter() - started
+            for line in (line for part in parts for line in part.unreadable):
+                LOG.warning("an image that could not be read was replaced: %s", line)
+
+            now = {
+                "lr": float(schedules.lr[iteration]),
+                "wd": float(schedules.weight_decay[iteration]),
+                "mom": float(schedules.momentum[iteration]),
+                "last_layer_lr": float(schedules.last_layer_lr[iteration]),
+                "current_batch_size": float(execution.batch_per_process),
+            }
+            apply_schedules(optimizer, lr=now["lr"], weight_decay=now["wd"], last_layer_lr=now["last_layer_lr"])
+            losses = accumulate_gradients(
+                model,
+                [make_views(part, device=device) for part in parts],
+                temperature=float(schedules.teacher_temperature[iteration]),
+                scaler=scaler,
+                dropped_paths=dropped_paths,
+                seed=(config.seed, DROPPED_PATHS, iteration),
+            )
+            scaler.unscale_(optimizer)
+            grad_norm = clip_gradients(model.student.values(), clip_norm=recipe.optim.clip_norm)
+            metrics.add(iteration, settings=now, losses=losses, grad_norm=grad_norm)
+            # Before the step; on another device a bad step is withheld there, until the next line's check says so
+            if device.type == "cpu" or metrics.is_due(iteration):
+                metrics.check()
+            guarded_step(optimizer, scaler=scaler, healthy=metrics.healthy)
+            model.update_teacher(momentum=now["mom"])
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+            metrics.add_times(iteration_s=time.perf_counter() - started, data_s=data_s)
+
+            if metrics.is_due(iteration):
+                speed = metrics.write(iteration)
+                write_state(folder, state="running", iteration=done, of=recipe.iterations, images_per_second=speed)
+            if metrics.is_due(iteration) or world_size() == 1:
+                stopping = any_process(bool(stop.asked))
+            if is_multiple(done, recipe.evaluation.period_iterations) or done == recipe.iterations:
+                metrics.check()
+                evaluate(model, config=config, folder=folder, done=done, device=device)
+            if is_multiple(done, execution.checkpoint_period_iterations) or done == end or stopping:
+                metrics.check()
+                progress = {"block": metrics.block, "scaler": scaler.state_dict()}
+                save_checkpoint(folder, done=done, config=config, model=model, optimizer=optimizer, progress=progress)
+
+        # How it ended
+        outcome: Outcome = "finished" if done == recipe.iterations else "interrupted" if stopping else "paused"
+        write_state(folder, state=outcome, iteration=done, of=recipe.iterations, images_per_second=speed)
+        total_s = time.perf_counter() - began
+        LOG.info(
+            "Training Total time: %s (%.6f s / it)", timedelta(seconds=int(total_s)), total_s / max(done - start, 1)
+        )
+        LOG.info("%s after %d of %d iterations", stop.asked or outcome, done, recipe.iterations)
+    return outcome
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise `ConfigError` on a configuration that cannot be run as it stands."""
+    recipe, execution = config.recipe, config.execution
+    actual = recipe_fingerprint(recipe)
+    if config.fingerprint != actual:
+        raise ConfigError(
+            f"fingerprint: {config.fingerprint}, but the recipe's is {actual}: it was edited; launch anew"
+        )
+    for key in ("log_period_iterations", "checkpoints_kept", "batch_per_process", "accumulation"):
+        if getattr(execution, key) < 1:
+            raise ConfigError(f"execution.{key}: {getattr(execution, key)} is not at least 1")
+    for key in ("global_px", "local_px"):
+        px, patch_px = getattr(recipe.crops, key), recipe.model.patch_px
+        if px % patch_px:
+            raise ConfigError(f"recipe.crops.{key}: {px} is not a multiple of recipe.model.patch_px, {patch_px}")
+
+
+def make_deterministic(device: torch.device, *, threads: int) -> None:
+    """Make equal runs equal, bit for bit on the CPU. `threads` 0 leaves their number to torch."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # dinov2 `train.py` allows TF32; it speeds up fp32 heads
+        return
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a check for debugging that costs time
+
+
+def derive_seed(*stream: int) -> int:
+    """One 64-bit seed of a stream of random numbers that is named by integers."""
+    return int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0])
+
+
+def accumulate_gradients(
+    model: SelfDistillation,
+    views: Sequence[Views],
+    *,
+    temperature: float,
+    scaler: torch.amp.GradScaler,
+    dropped_paths: torch.Generator,
+    seed: tuple[int, ...],
+) -> dict[str, Tensor]:
+    """Leave the gradient of a batch's mean loss in the student, and return the terms that are logged.
+
+    The batch comes in parts, here and in other processes: part j of process r is part r * len(views) + j of all, and
+    what it trains on and drops does not depend on how many processes share them.
+    """
+    logged = dict.fromkeys(LOSSES, torch.zeros((), device=views[0].masks.device))
+    targets = model.make_targets(views, temperature=temperature)
+    for step, (view, target) in enumerate(zip(views, targets, strict=True)):
+        dropped_paths.manual_seed(derive_seed(*seed, rank() * len(views) + step))
+        losses = model(view, target, generator=dropped_paths)
+        scaler.scale(losses.optimized / len(views)).backward()
+        logged = {name: total + losses.logged[name] / len(views) for name, total in logged.items()}
+    average_gradients(model.student.parameters(), dtype=DTYPES[model.recipe.precision.reduce])
+    return logged
+
+
+def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done: int, device: torch.device) -> None:
+    """Write the teacher's k-NN accuracy after `done` iterations and, once it has been trained, its backbone.
+
+    The first process works, the others wait.
+    """
+    if rank() == 0:
+        backbone = model.teacher["backbone"]
+        place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
+        if done:
+            save_teacher(backbone, path=place / FILE, config=config)
+        result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
+        write_knn_results(place / "results_eval_knn.json", result.accuracies)
+        shown = ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in result.accuracies.items())
+        LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, shown)
+        for line in result.unreadable:
+            LOG.warning("an image that could not be read was left out: %s", line)
+    barrier()
+
+
+def is_multiple(done: int, period: int) -> bool:
+    """Whether something is due that happens every `period` iterations; never where that is 0."""
+    return period > 0 and done % period == 0

@@ -1,0 +1,220 @@
+"""The run's log: one iteration's numbers in; DINOv2's text lines (`log.txt`) and JSON lines out.
+
+A printed value is the lower median of the last 20 iterations, the one in brackets the mean since the process started
+(dinov2 `logging/helpers.py`). Losses stay on the device: one transfer per `check`.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import resource
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from franca.config import TrainConfig
+from franca.distributed import all_reduce_mean, rank
+
+LOG = logging.getLogger("franca")
+WINDOW = 20  # dinov2 `SmoothedValue(window_size=20)`
+LOSSES = ("dino_local_crops_loss", "dino_global_crops_loss", "koleo_loss", "ibot_loss")
+RAW = ("total_loss", *LOSSES)
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient norm that is not finite; the message names the iteration and the terms."""
+
+
+class Meter:
+    """The values of one quantity since the process started: the last 20 of them, and their sum."""
+
+    def __init__(self) -> None:
+        self.window: deque[float] = deque(maxlen=WINDOW)
+        self.total = 0.0
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        self.window.append(value)
+        self.total += value
+        self.count += 1
+
+    @property
+    def median(self) -> float:
+        """The lower median of the window, as `torch.median` takes it."""
+        return sorted(self.window)[(len(self.window) - 1) // 2]
+
+    @property
+    def window_mean(self) -> float:
+        return sum(self.window) / len(self.window)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+
+class Metrics:
+    """Collects the numbers of every iteration and writes a line every `log_period_iterations` and at the last one.
+
+    `block` holds the sums over the iterations since the last line, and their count: the one part that a checkpoint
+    keeps, so that the block means of a resumed run are those of an uninterrupted one. Where a scaler probes for
+    overflow (`scaled`), an infinite gradient norm is its signal and the step is skipped; elsewhere it is an error.
+    """
+
+    def __init__(self, config: TrainConfig, *, folder: Path, device: torch.device, scaled: bool) -> None:
+        self.folder = folder
+        self.device = device
+        self.iterations = config.recipe.iterations
+        self.period = config.execution.log_period_iterations
+        self.images = config.recipe.global_batch
+        self.terms = LOSSES if scaled else (*LOSSES, "grad_norm")
+        self.healthy = torch.ones((), dtype=torch.bool, device=device)
+        self.meters: dict[str, Meter] = {}
+        self.pending: list[tuple[int, dict[str, float], Tensor]] = []
+        self.raw: dict[str, float] = {}
+        self.block = [0.0] * (len(RAW) + 1)
+        self.block_s = 0.0
+        self.block_timed = 0
+
+    def add(
+        self, iteration: int, *, settings: Mapping[str, float], losses: Mapping[str, Tensor], grad_norm: Tensor
+    ) -> None:
+        """Keep one iteration's schedules, and its losses where they are; nothing waits for the device.
+
+        `healthy` turns false, on the device and for good, where one of them is not finite.
+        """
+        values = torch.stack([*(losses[name].detach().float() for name in LOSSES), grad_norm.detach().float()])
+        self.healthy = self.healthy & values[: len(self.terms)].isfinite().all()
+        self.pending.append((iteration, dict(settings), values))
+
+    def is_due(self, iteration: int) -> bool:
+        """Whether a line is written at this iteration."""
+        return iteration % self.period == 0 or iteration == self.iterations - 1
+
+    def check(self) -> None:
+        """Fetch what is pending, averaged over the processes. Raises `NonFiniteError` at the first bad iteration."""
+        if not self.pending:
+            return
+        rows = all_reduce_mean(torch.stack([values for _, _, values in self.pending])).tolist()
+        for (iteration, settings, _), row in zip(self.pending, rows, strict=True):
+            named = dict(zip((*LOSSES, "grad_norm"), row, strict=True))
+            bad = [term for term in self.terms if not math.isfinite(named[term])]
+            if bad:
+                raise NonFiniteError(f"iteration {iteration}: {' and '.join(bad)} not finite; the weights were kept")
+            self.raw = {"total_loss": sum(named[name] for name in LOSSES), **{name: named[name] for name in LOSSES}}
+            self.block = [total + value for total, value in zip(self.block, (*self.raw.values(), 1.0), strict=True)]
+            for name, value in (*settings.items(), *self.raw.items(), ("grad_norm", named["grad_norm"])):
+                self.meters.setdefault(name, Meter()).add(value)
+        self.pending.clear()
+
+    def add_times(self, *, iteration_s: float, data_s: float) -> None:
+        """Keep how long the iteration took, and how much of it was waiting for data."""
+        self.meters.setdefault("time", Meter()).add(iteration_s)
+        self.meters.setdefault("data", Meter()).add(data_s)
+        self.block_s += iteration_s
+        self.block_timed += 1
+
+    def write(self, iteration: int) -> float:
+        """Write the line of `iteration` to both files, start the next block, and return its images per second."""
+        images_per_second = self.images * self.block_timed / self.block_s
+        if rank() == 0:
+            LOG.info("%s", self._text(iteration))
+            append_line(self.folder / "training_metrics.json", json.dumps(self._record(iteration, images_per_second)))
+        self.block = [0.0] * len(self.block)
+        self.block_s, self.block_timed = 0.0, 0
+        return images_per_second
+
+    def _text(self, iteration: int) -> str:
+        width = len(str(self.iterations))
+        eta = timedelta(seconds=int(self.meters["time"].mean * (self.iterations - iteration)))
+        shown = (
+            f"{name}: {meter.median:.4f} ({meter.mean:.4f})"
+            for name, meter in self.meters.items()
+            if name not in ("time", "data", "grad_norm")
+        )
+        tail = (
+            f"time: {self.meters['time'].window_mean:.6f}",
+            f"data: {self.meters['data'].window_mean:.6f}",
+            f"max mem: {max_memory_mb(self.device):.0f}",
+        )
+        return "  ".join((f"Training  [{iteration:{width}d}/{self.iterations}]", f"eta: {eta}", *shown, *tail))
+
+    def _record(self, iteration: int, images_per_second: float) -> dict[str, float]:
+        medians = {name: meter.median for name, meter in self.meters.items() if name not in ("time", "data")}
+        *sums, count = self.block
+        record: dict[str, float] = {
+            "iteration": iteration,
+            "iter_time": self.meters["time"].window_mean,
+            "data_time": self.meters["data"].window_mean,
+            **medians,
+            **{f"raw_{name}": self.raw[name] for name in RAW},
+            **{f"mean_{name}": total / count for name, total in zip(RAW, sums, strict=True)},
+            "images_per_second": images_per_second,
+            "max_memory_mb": max_memory_mb(self.device),
+        }
+        return {name: value for name, value in record.items() if math.isfinite(value)}
+
+
+@contextlib.contextmanager
+def open_log(folder: Path) -> Iterator[None]:
+    """Send the `franca` logger to `log.txt`, appended line by line, and to stdout, in glog's format as DINOv2 does.
+
+    Only the first process writes.
+    """
+    if rank():
+        yield
+        return
+    mend_last_line(folder / "log.txt")
+    mend_last_line(folder / "training_metrics.json")
+    formatter = logging.Formatter(
+        "%(level)s%(asctime)s %(process)d %(name)s %(filename)s:%(lineno)d] %(message)s", datefmt="%Y%m%d %H:%M:%S"
+    )
+    with (folder / "log.txt").open("ab", buffering=0) as raw:
+        # Unbuffered: a message of many lines is one write, so a kill tears at most the last message.
+        file = logging.StreamHandler(io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
+        handlers = (file, logging.StreamHandler(sys.stdout))
+        for handler in handlers:
+            handler.setFormatter(formatter)
+            handler.addFilter(_add_level_letter)
+            LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            for handler in handlers:
+                LOG.removeHandler(handler)
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append one line in a single write: whole, or torn only at the very end."""
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{text}\n".encode())
+
+
+def mend_last_line(path: Path) -> None:
+    """End a torn last line, so that the next line does not continue it."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, io.SEEK_END)
+        torn = file.read() != b"\n"
+    if torn:
+        append_line(path, "")
+
+
+def max_memory_mb(device: torch.device) -> float:
+    """The most memory that tensors took on a CUDA device, or that the process took on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _add_level_letter(record: logging.LogRecord) -> bool:
+    record.level = record.levelname[0]
+    return True
