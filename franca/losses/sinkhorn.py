@@ -37,16 +37,16 @@ def sinkhorn(
         log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         padding = None if count is None else (torch.arange(len(logits), device=logits.device) >= count).unsqueeze(1)
         if padding is not None:
-            log_q = log_q.masked_fill(padding, -torch.inf)
+            log_q.masked_fill_(padding, -torch.inf)
         if unscaled:
             # QUIRK sinkhorn_unscaled: no division before the first iteration, valeoai/Franca mrl_dino_loss.py@24f8c60
-            q = log_q.exp()
-            q = q / all_reduce_sum(q.sum(0))
-            q = q / q.sum(1, keepdim=True)
+            q = log_q.exp_()
+            q.div_(all_reduce_sum(q.sum(0)))
+            q.div_(q.sum(1, keepdim=True))
         else:
-            q = (log_q - _column_logsumexp(log_q)).softmax(1)
+            q = log_q.sub_(_column_logsumexp(log_q)).softmax(1)
         if padding is not None:
-            q = q.masked_fill(padding, 0)
+            q.masked_fill_(padding, 0)
         return _scale_in_turn(q, iterations=iterations - 1)
 
 
@@ -58,10 +58,10 @@ def _column_logsumexp(log_q: Float[Tensor, "n k"]) -> Float[Tensor, "k"]:
 
 
 def _scale_in_turn(q: Float[Tensor, "n k"], *, iterations: int) -> Float[Tensor, "n k"]:
-    """Scale columns, then rows, to sum to one, `iterations` times. Only the scales change until the end."""
+    """Scale columns, then rows, to sum to one, `iterations` times. Overwrites `q`, at the end."""
     smallest = torch.finfo(q.dtype).tiny  # keeps the scale of a padding row finite
     rows, columns = q.new_ones(q.shape[0]), q.new_ones(q.shape[1])
     for _ in range(iterations):
         columns = 1 / all_reduce_sum(rows @ q).clamp_min(smallest)
         rows = 1 / (q @ columns).clamp_min(smallest)
-    return q * rows.unsqueeze(1) * columns
+    return q.mul_(rows.unsqueeze(1)).mul_(columns)

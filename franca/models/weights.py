@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +40,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: holds more than tensors, or is damaged; it was not executed") from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
+    except Exception as error:  # what damaged bytes raise in torch's unpickler is any of a dozen types
         raise WeightsError(f"{path}: not a weights file, or damaged: {_first_line(error)}") from error
     return _state_dict(content, path)
 
@@ -91,9 +90,9 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__} where named tensors belong")
-    strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    strangers = [str(k) for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
     if strangers:
-        raise WeightsError(f"{path}: not tensors: {_listed(strangers)}")
+        raise WeightsError(f"{path}: not named tensors: {_listed(strangers)}")
     return dict(content)
 
 
