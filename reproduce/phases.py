@@ -12,7 +12,7 @@ from typing import Protocol
 
 from reproduce.errors import RunError, SiteError
 from reproduce.launch import INTERRUPTED, Job, make_parameters, submit
-from reproduce.progress import Progress, read_progress
+from reproduce.progress import Progress, newest_evaluation, read_progress
 from reproduce.resolve import Resolved
 from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
 
@@ -70,22 +70,29 @@ def train(resolved: Resolved, *, command: Sequence[str], root: Path, screen: Scr
         _raise_if_cut_short(folder, job=job, command=command)
 
 
-def evaluate(resolved: Resolved, *, screen: Screen) -> Path:
-    """Evaluate the run's newest checkpoint; returns the path of `evaluation.json`, left as it is if it is current."""
+def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
+    """Evaluate the run's newest teacher; returns the path of `evaluation.json`, left as it is where it is of that one.
+
+    None where the run has not come to its first evaluation yet: there is no teacher to evaluate.
+    """
     _require_trainer()
     folder = resolved.folder
     result = folder / "evaluation.json"
-    state = read_state(folder)
-    if state is None or state.iteration == 0:
+    if not (folder / "config.yaml").is_file():
         raise RunError("nothing is trained yet", path=folder, mend=f"reproduce train {resolved.spec.row}")
     if is_alive(folder):
         raise RunError("the run is being trained", path=folder, mend="evaluate it when it has ended, or stop it first")
-    if result.is_file() and read_evaluation(folder)["iteration"] == state.iteration:
-        screen.say(f"{result}: evaluated at {state.iteration} iterations")
+    done = newest_evaluation(folder)
+    if done is None:
+        period = resolved.config.recipe.evaluation.period_iterations
+        screen.say(f"{folder}: no teacher to evaluate yet, the run keeps the first after {period} iterations")
+        return None
+    if result.is_file() and read_evaluation(folder)["iteration"] == done:
+        screen.say(f"{result}: evaluated after {done} iterations")
         return result
-    screen.say(f"evaluating the teacher after {state.iteration} iterations")
+    screen.say(f"{folder}: evaluating the teacher after {done} iterations")
     job = submit(
-        (sys.executable, "-m", "franca.evaluate", str(folder)),
+        (sys.executable, "-m", "franca.evaluate", str(folder.resolve())),
         folder=folder / "submitit",
         executor=resolved.site.executor,
         parameters=make_parameters(resolved, nodes=1, tasks_per_node=1),

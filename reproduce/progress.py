@@ -73,15 +73,18 @@ def render_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def newest_evaluation(folder: Path) -> int | None:
+    """Iterations done at the newest evaluation inside the run; `eval/training_599` is that after 600."""
+    names = [
+        path.parent.name.removeprefix("training_") for path in folder.glob("eval/training_*/results_eval_knn.json")
+    ]
+    return max((int(name) + 1 for name in names if name.isdigit()), default=None)
+
+
 def _read_knn(folder: Path) -> tuple[int, int, float] | None:
-    """The newest k-NN evaluation inside the run, at its smallest k; `eval/training_599` is that after 600."""
-    done_by_folder = {
-        path: int(path.name.removeprefix("training_")) + 1
-        for path in folder.glob("eval/training_*")
-        if path.name.removeprefix("training_").isdigit() and (path / "results_eval_knn.json").is_file()
-    }
-    if not done_by_folder:
+    """The newest k-NN evaluation inside the run, at its smallest k."""
+    done = newest_evaluation(folder)
+    if done is None:
         return None
-    newest = max(done_by_folder, key=lambda path: done_by_folder[path])
-    accuracies, _ = parse_knn(newest / "results_eval_knn.json")
-    return (done_by_folder[newest], min(accuracies), accuracies[min(accuracies)]) if accuracies else None
+    accuracies, _ = parse_knn(folder / "eval" / f"training_{done - 1}" / "results_eval_knn.json")
+    return (done, min(accuracies), accuracies[min(accuracies)]) if accuracies else None

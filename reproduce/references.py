@@ -21,8 +21,7 @@ def load_references(log: PublishedLog, *, root: Path) -> tuple[History, ...]:
 
     Raises `LogError` where a file is not the one that was published.
     """
-    paths = [root / local for local in log.local]
-    here = [path for path in paths if path.exists()]
+    here = [path for pattern in log.local for path in sorted(root.glob(pattern))]
     for path in here:
         if path.is_file():
             _check_hash(path.read_bytes(), log=log, where=str(path))
