@@ -1,45 +1,44 @@
-"""One row of a published table: what it claims, what is run, and what it is judged against."""
+"""A row's name in, its `Spec` out: what a published table claims, what is run, and what it is judged against."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from franca.config import Recipe
+from franca.config import Recipe, make_config, recipe_fingerprint
+from reproduce.compose import Composed, compose, find_root, row_path, row_paths
+from reproduce.errors import SpecError
+from reproduce.overrides import SEED, Override, apply_overrides, parse_overrides
+from reproduce.places import load_document
+from reproduce.rules import broken_rules
+from reproduce.sources import Source, cite, load_sources
+from reproduce.validate import load_schema
+from reproduce.versions import check_version
 
 Value = Any  # a number, text, truth value, or a list or mapping of them: what a source states, verbatim
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a value stands. `ref` is `owner/name:path@commit` or a paper's number; `locator` its table or section."""
-
-    id: str
-    kind: Literal["document", "config", "code", "script", "log", "paper", "review", "release", "computed", "ours"]
-    ref: str
-    title: str
-    commit: str | None
-    blob_sha1: str | None
-    note: str | None
-    locator: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.title} {self.locator}" if self.locator else self.title
-
-
-@dataclass(frozen=True)
 class ClaimedValue:
-    """One published value, never alone: with its sources, and the condition under which it was stated."""
+    """One published value, never alone: with its sources, and the condition under which it was stated.
+
+    assumed: the sources speak of another row, so this is a fallback and no claim on this one.
+    """
 
     value: Value
     sources: tuple[Source, ...]
     condition: str | None = None
     note: str | None = None
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
 class Claim:
-    """All that was published of one fact. `recipe_key` is a dotted key of the recipe, where the fact has one."""
+    """All that was published of one fact. `recipe_key` is a dotted key of the recipe, where the fact has one.
+
+    run_value: None where the fact is no setting of a run. why: empty where the sources leave no choice.
+    tolerance_relative: values this close count as equal, e.g. because one was rounded for print.
+    """
 
     field: str
     label: str
@@ -48,11 +47,15 @@ class Claim:
     recipe_key: str | None
     run_value: Value
     why: str
+    tolerance_relative: float
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A result. `target` is the value that a run is judged against; none where no published value is trustworthy."""
+    """A result. `target` is the value that a run is judged against; none where no published value is trustworthy.
+
+    target_why: empty where the metric is not measured here.
+    """
 
     name: str
     label: str
@@ -89,13 +92,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the documents say the row was run on. No part of the recipe: it must not change the result."""
+    """What the documents say the row was run on. No part of the recipe: it must not change the result.
+
+    gpus: 0 for a row that runs on a CPU. batch_per_gpu: images per process and step.
+    """
 
     gpus: int
     nodes: int | None
     batch_per_gpu: int
     gpu: str | None
     gpu_hours: float | None
+    checkpoint_period_iterations: int
+    checkpoints_kept: int
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,17 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Spec:
-    """A composed and validated row. `variant` is True where overrides changed the recipe, as `changes` lists."""
+    """A composed and validated row. `variant` is True where overrides changed the recipe, as `changes` lists.
+
+    seed: of the run; `row_seed` is the row's own. fingerprint: of the recipe as it is run.
+    """
 
     row: str
     version: int
     title: str
     summary: str
     seed: int
+    row_seed: int
     recipe: Recipe
     fingerprint: str
     resources: Resources
@@ -161,3 +173,157 @@ class Spec:
     def name(self) -> str:
         """`row@version`: the identity of the row."""
         return f"{self.row}@{self.version}"
+
+
+def list_rows(*, root: Path | None = None) -> tuple[RowSummary, ...]:
+    """Every row's summary, in alphabetical order, from the rows' own files alone: nothing is composed or validated."""
+    return tuple(_summary(path) for path in row_paths(find_root(root)).values())
+
+
+def load_spec(row: str, *, overrides: Sequence[str] = (), root: Path | None = None) -> Spec:
+    """Compose, validate and build a row. Raises `SpecError` with the file and line of the first mistake.
+
+    `overrides` are `key=value` texts in Hydra's grammar, with keys relative to the recipe, or `seed=3`.
+    """
+    root = find_root(root)
+    row_path(row, root=root)
+    composed = compose(row, root=root)
+    recipe = _make_recipe(composed.mapping["recipe"], composed=composed, overrides=())
+    check_version(composed, fingerprint=recipe_fingerprint(recipe), root=root)
+    parsed = parse_overrides(overrides, schema=load_schema(root))
+    changed = apply_overrides(composed.mapping["recipe"], parsed)
+    changes = tuple(_changes(composed.mapping["recipe"], changed))
+    if changes:
+        recipe = _make_recipe(changed, composed=composed, overrides=parsed)
+    seed = next((override.value for override in parsed if override.key == SEED), composed.mapping["seed"])
+    return _make_spec(composed, recipe=recipe, seed=seed, overrides=tuple(overrides), changes=changes, root=root)
+
+
+def _summary(path: Path) -> RowSummary:
+    content = load_document(path).content
+    try:
+        resources, log = content["resources"], content["published_log"]
+        return RowSummary(
+            row=path.stem,
+            version=content["version"],
+            title=content["title"],
+            summary=content["summary"],
+            gpus=resources["gpus"],
+            gpu_hours=resources["gpu_hours"],
+            log=log["state"],
+            path=path,
+        )
+    except (KeyError, TypeError) as error:
+        raise SpecError(f"no {error} in the row", path=path, line=1, mend=f"reproduce audit {path.stem}") from error
+
+
+def _make_recipe(mapping: Mapping[str, Any], *, composed: Composed, overrides: Sequence[Override]) -> Recipe:
+    """The recipe of a validated mapping; contradictions between its keys are errors at the place of one of them."""
+    recipe = make_config(Recipe, mapping)
+    for rule in broken_rules(recipe):
+        if overrides:
+            texts = " ".join(override.text for override in overrides)
+            raise SpecError(f"with the overrides {texts}, recipe.{rule.key}: {rule.message}", mend=rule.mend)
+        place = composed.place_of(f"recipe.{rule.key}")
+        raise SpecError(f"recipe.{rule.key}: {rule.message}", path=place.path, line=place.line, mend=rule.mend)
+    return recipe
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[Change]:
+    """The keys at which two recipes differ. A number is the same whether written 1 or 1.0."""
+    if isinstance(old, Mapping):
+        for name in old:
+            yield from _changes(old[name], new[name], f"{key}.{name}" if key else name)
+    elif old != new:
+        yield Change(key, old, new)
+
+
+def _make_spec(
+    composed: Composed,
+    *,
+    recipe: Recipe,
+    seed: int,
+    overrides: tuple[str, ...],
+    changes: tuple[Change, ...],
+    root: Path,
+) -> Spec:
+    content = composed.mapping
+    cited = _Citations(composed, load_sources(root))
+    return Spec(
+        row=composed.row,
+        version=content["version"],
+        title=content["title"],
+        summary=content["summary"],
+        seed=seed,
+        row_seed=content["seed"],
+        recipe=recipe,
+        fingerprint=recipe_fingerprint(recipe),
+        resources=Resources(**content["resources"]),
+        claims=tuple(_make_claim(field, claim, cited) for field, claim in content["claims"].items()),
+        metrics=tuple(_make_metric(name, metric, cited) for name, metric in content["metrics"].items()),
+        published_log=PublishedLog(**{**content["published_log"], "local": tuple(content["published_log"]["local"])}),
+        weights=tuple(_make_weights(index, file, cited) for index, file in enumerate(content["weights"])),
+        margins=Margins(**content["margins"]),
+        notes=tuple(content["notes"]),
+        sources=cited.sources,
+        overrides=overrides,
+        variant=bool(changes),
+        changes=changes,
+        path=composed.path,
+    )
+
+
+@dataclass(frozen=True)
+class _Citations:
+    """The sources that a row's values cite, and where the row cites them."""
+
+    composed: Composed
+    sources: Mapping[str, Source]
+
+    def of(self, mapping: Mapping[str, Any], key: str) -> tuple[Source, ...]:
+        return tuple(
+            cite(citation, sources=self.sources, place=self.composed.place_of(f"{key}.sources[{index}]"))
+            for index, citation in enumerate(mapping["sources"])
+        )
+
+    def values(self, mapping: Mapping[str, Any], key: str) -> tuple[ClaimedValue, ...]:
+        return tuple(
+            ClaimedValue(
+                value=item["value"],
+                sources=self.of(item, f"{key}.values[{index}]"),
+                condition=item.get("condition"),
+                note=item.get("note"),
+                assumed=item.get("assumed", False),
+            )
+            for index, item in enumerate(mapping["values"])
+        )
+
+
+def _make_claim(field: str, claim: Mapping[str, Any], cited: _Citations) -> Claim:
+    return Claim(
+        field=field,
+        label=claim["label"],
+        unit=claim.get("unit"),
+        values=cited.values(claim, f"claims.{field}"),
+        recipe_key=claim.get("recipe_key"),
+        run_value=claim.get("run"),
+        why=claim.get("why", ""),
+        tolerance_relative=claim.get("tolerance_relative", 0.0),
+    )
+
+
+def _make_metric(name: str, metric: Mapping[str, Any], cited: _Citations) -> Metric:
+    return Metric(
+        name=name,
+        label=metric["label"],
+        unit=metric["unit"],
+        condition=metric.get("condition"),
+        values=cited.values(metric, f"metrics.{name}"),
+        target=metric.get("target"),
+        target_why=metric.get("target_why", ""),
+    )
+
+
+def _make_weights(index: int, file: Mapping[str, Any], cited: _Citations) -> Weights:
+    sources = cited.of(file, f"weights[{index}]")
+    return Weights(file["url"], file["grid_px"], file["status"], sources, file.get("note"))
