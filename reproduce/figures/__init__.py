@@ -1,0 +1,1 @@
+"""Numbers in, drawings and captions out."""

@@ -1,0 +1,290 @@
+"""Histories, bands and results in, figures out: an SVG each, under a title that states what it shows."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from markupsafe import Markup
+
+from reproduce.checks import Band
+from reproduce.figures import svg
+from reproduce.figures.captions import describe_band, describe_knn, describe_schedule, knn_points, series
+from reproduce.figures.quantities import metric_title, plural, render_count, render_number
+from reproduce.figures.svg import Floats, Panel, Scale, percent
+from reproduce.lineage import History, Lineage
+from reproduce.verdict import MetricResult
+
+LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
+LAUNCHES_SHOWN = 100  # the newest; a crash loop has thousands
+LABELS_PX = 26  # room for tick labels under a panel
+REFERENCE_COLUMNS = 200  # reference runs are background: half the points of the run that is judged
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`title` states the conclusion, `caption` its numbers; `lower` is a second panel on the same axis, or empty."""
+
+    title: str
+    caption: str
+    upper: Markup
+    lower: Markup | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line of the k-NN figure: a published value or the raw-pixel baseline."""
+
+    value: float
+    label: str
+    kind: str
+
+
+def render_loss_figure(
+    metric: str, *, mine: History, references: Sequence[History], band: Band | None, span: Scale
+) -> Figure:
+    """One loss: mine over its reference runs and band, and below it the standardized deviation z where there is one."""
+    title, caption = describe_band(metric, band=band, references=len(references))
+    done, values = series(mine.lineage.records, metric)
+    if not np.isfinite(values).all():
+        first = int(done[~np.isfinite(values)][0])
+        title = f"{metric_title(metric)} is not finite from iteration {first:,} on"
+    drawn = [
+        svg.thin(*series(run.lineage.records, metric), scale=span, columns=REFERENCE_COLUMNS) for run in references
+    ]
+    own = svg.thin(done, values, scale=span)
+    scale = _loss_scale([own.mean, *(curve.mean for curve in drawn)], band=band)
+    panel = Panel(span, scale, LOSS_PX, title, caption)
+    if band is not None:
+        _draw_band(panel, band)
+    panel.stretched += [svg.render_line(panel, curve.share, curve.mean, kind="reference") for curve in drawn]
+    panel.stretched.append(svg.render_area(panel, own.share, own.low, own.high, kind="envelope"))
+    panel.stretched += [svg.render_line(panel, *ghost, kind="ghost") for ghost in _ghosts(mine, metric, span)]
+    panel.stretched.append(svg.render_line(panel, own.share, own.mean, kind="mine"))
+    _draw_values(panel, count=5)
+    _draw_iterations(panel)
+    _draw_events(panel, mine)
+    lower = _render_z(band, span=span) if band is not None else None
+    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX), lower)
+
+
+def render_schedule_figure(metric: str, *, mine: History, references: Sequence[History], span: Scale) -> Figure:
+    """One schedule column: a thick pale line per reference run under a thin one of mine, so that equal looks equal."""
+    own = series(mine.lineage.records, metric)
+    others = [series(run.lineage.records, metric) for run in references]
+    title, caption = describe_schedule(metric, mine=mine, references=references)
+    panel = Panel(span, svg.value_scale(np.concatenate([own[1], *(values for _, values in others)])), SCHEDULE_PX,
+                  title, caption)  # fmt: skip
+    for done, values in others:
+        curve = svg.thin(done, values, scale=span, columns=REFERENCE_COLUMNS)
+        panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="reference wide"))
+    curve = svg.thin(*own, scale=span, columns=REFERENCE_COLUMNS)
+    panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="mine"))
+    _draw_values(panel, count=3)
+    _draw_iterations(panel)
+    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX))
+
+
+def render_knn_figure(
+    k: int, *, mine: History, references: Sequence[History], band: Band | None, levels: Sequence[Level], span: Scale
+) -> Figure:
+    """Top-1 accuracy of the teacher over the run, with the published values and the raw-pixel baseline."""
+    title, caption = describe_knn(k, mine=mine, references=references, band=band)
+    curves = {"reference": [knn_points(run.knn, k) for run in references], "mine": [knn_points(mine.knn, k)]}
+    shown = [value for points in curves.values() for _, value in (pair for curve in points for pair in curve)]
+    edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
+    panel = Panel(span, svg.value_scale([*shown, *edges, *(level.value for level in levels)], pad=0.1), KNN_PX,
+                  title, caption)  # fmt: skip
+    if band is not None:
+        _draw_band(panel, band)
+    for kind, group in curves.items():
+        for points in group:
+            table = np.array(points, dtype=np.float64).reshape(-1, 2)
+            panel.stretched.append(svg.render_line(panel, span.share(table[:, 0]), table[:, 1], kind=kind))
+            panel.fixed += [_dot(panel, done, value, kind=kind, label=f"{value:.2f}% after {done:,}")
+                            for done, value in points]  # fmt: skip
+    _draw_values(panel, count=6, unit="%")
+    _draw_iterations(panel)
+    _draw_levels(panel, levels)
+    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX))
+
+
+def render_interval(result: MetricResult) -> Markup | None:
+    """A result's difference with its confidence interval over the equivalence margin; None where there is none."""
+    if result.difference is None:
+        return None
+    low = result.difference if result.low is None else result.low
+    high = result.difference if result.high is None else result.high
+    published = None if result.target is None or result.center is None else result.target - result.center
+    margin = result.margin or 0.0
+    reach = 1.12 * max(abs(low), abs(high), abs(result.difference), 1.6 * margin, abs(published or 0.0)) or 1.0
+    text = f"difference {render_number(result.difference)}, interval {render_number(low)} to {render_number(high)}"
+    panel = Panel(Scale(-reach, reach), Scale(0, 1), 34, f"{result.title}: {text}", f"margin ±{render_number(margin)}")
+    left, zero, right = (percent(panel.x.at(value)) for value in (-margin, 0.0, margin))
+    if margin:
+        width = percent(panel.x.at(margin) - panel.x.at(-margin))
+        panel.fixed.append(f'<rect class="margin" x="{left}" width="{width}" y="0" height="34"/>')
+        panel.fixed += [svg.render_text(x, 48, f"{sign}{render_number(margin)}", kind="tick", anchor="middle")
+                        for x, sign in ((left, "\N{MINUS SIGN}"), (right, "+"))]  # fmt: skip
+    panel.fixed.append(f'<line class="axis" x1="{zero}" x2="{zero}" y1="0" y2="34"/>')
+    panel.fixed.append(svg.render_text(zero, 48, "0", kind="tick", anchor="middle"))
+    if published is not None:
+        panel.fixed.append(_glyph(panel, published, 9, "M0-5L5 0L0 5L-5 0Z", kind="published", label="published value"))
+    ends = [percent(panel.x.at(value)) for value in (low, high)]
+    panel.fixed.append(f'<line class="interval" x1="{ends[0]}" x2="{ends[1]}" y1="21" y2="21"/>')
+    panel.fixed += [f'<line class="interval" x1="{x}" x2="{x}" y1="16" y2="26"/>' for x in ends]
+    panel.fixed.append(f'<circle class="mine dot" cx="{percent(panel.x.at(result.difference))}" cy="21" r="5"/>')
+    return svg.render_panel(panel, below=18)
+
+
+def render_lineage_figure(lineage: Lineage, *, total: int) -> Markup:
+    """One bar per launch over iterations; the hatched part of a bar was overwritten by a later launch."""
+    launches = lineage.launches[-LAUNCHES_SHOWN:]
+    row = 24 if len(launches) <= 12 else 8
+    text = f"{plural(len(launches), 'launch', 'launches')} over {total:,} iterations"
+    panel = Panel(Scale(0, max(total, 1)), Scale(0, 1), row * len(launches), "Launches of the run", text)
+    for index, launch in enumerate(launches):
+        lost = [ghost.iteration for ghost in lineage.ghosts if launch.first_line <= ghost.line <= launch.last_line]
+        kept = min(lost, default=launch.end + 1)
+        label = f"{launch.kind}: iterations {launch.start:,} to {launch.end:,}"
+        if kept > launch.start:
+            panel.fixed.append(_bar(panel, launch.start, kept, index * row, row, "launch", label))
+        if lost:
+            panel.fixed.append(_bar(panel, kept, launch.end + 1, index * row, row, "lost", f"{label}, overwritten"))
+    _draw_iterations(panel)
+    return svg.render_panel(panel, below=LABELS_PX)
+
+
+def render_speed_figure(title: str, *, mine: History, metric: str, waiting: str | None, span: Scale) -> Figure:
+    """Seconds or megabytes over the run; the filled part is `waiting`, the share of it that waits for data."""
+    done, values = series(mine.lineage.records, metric)
+    curve = svg.thin(done, values, scale=span, columns=REFERENCE_COLUMNS)
+    finite = curve.mean[np.isfinite(curve.mean)]
+    top = float(np.percentile(finite, 98)) * 1.25 if len(finite) else 1.0
+    panel = Panel(span, Scale(0.0, top or 1.0), SPEED_PX, title, f"{len(values)} lines; from 0 to {render_number(top)}")
+    if waiting is not None:
+        part = svg.thin(*series(mine.lineage.records, waiting), scale=span, columns=REFERENCE_COLUMNS)
+        panel.stretched.append(svg.render_area(panel, part.share, np.zeros_like(part.mean), part.mean, kind="waiting"))
+    panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="mine"))
+    _draw_values(panel, count=3)
+    _draw_iterations(panel)
+    return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
+
+
+def _loss_scale(curves: Sequence[Floats], *, band: Band | None) -> Scale:
+    """Room for every curve and the band, unless a spike would flatten the rest: then the spike leaves the frame."""
+    values = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
+    edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
+    if not len(values):
+        return svg.value_scale(edges)
+    low, high = (float(edge) for edge in np.percentile(values, (2, 98)))
+    reach = 2 * (high - low) or float("inf")
+    return svg.value_scale([max(float(values.min()), low - reach), min(float(values.max()), high + reach), *edges])
+
+
+def _draw_band(panel: Panel, band: Band) -> None:
+    """The simultaneous band, through the geometric middle of each block; points of k-NN at their iteration."""
+    middles = np.sqrt(np.maximum(np.array(band.starts, dtype=np.float64), 1) * np.array(band.ends, dtype=np.float64))
+    share = panel.x.share(middles)
+    low, high = (np.array([np.nan if v is None else v for v in edge]) for edge in (band.lower, band.upper))
+    panel.stretched.append(svg.render_area(panel, share, low, high, kind="band"))
+
+
+def _render_z(band: Band, *, span: Scale) -> Markup | None:
+    """The standardized deviation over iterations, with the limits that the whole curve must keep."""
+    z = np.array([np.nan if value is None else value for value in band.z], dtype=np.float64)
+    if not np.isfinite(z).any():
+        return None
+    limit = band.critical
+    reach = min(max(1.3 * limit, 1.1 * float(np.nanmax(np.abs(z)))), 3 * limit)
+    text = f"limits ±{limit:.2f}; |z| reaches {float(np.nanmax(np.abs(z))):.2f}"
+    panel = Panel(span, Scale(-reach, reach), Z_PX, f"Deviation z of {metric_title(band.metric)}", text)
+    middles = np.sqrt(np.maximum(np.array(band.starts, dtype=np.float64), 1) * np.array(band.ends, dtype=np.float64))
+    share = span.share(middles)
+    whole = np.array([0.0, 1.0])
+    panel.stretched.append(svg.render_area(panel, whole, np.full(2, -limit), np.full(2, limit), kind="band"))
+    panel.stretched.append(svg.render_line(panel, share, z, kind="mine"))
+    svg.draw_y_axis(panel, ticks=(-limit, 0, limit), labels=[f"\N{MINUS SIGN}{limit:.1f}", "0", f"+{limit:.1f}"])
+    panel.fixed.append(svg.render_text("6", Z_PX / 2 - 5, "deviation z", kind="tick"))
+    for x, value in zip(share, z, strict=True):
+        if abs(value) > limit:
+            y = svg.pixel_y(panel, float(value))
+            panel.fixed.append(f'<circle class="outside" cx="{percent(float(x))}" cy="{y:.1f}" r="2.5"/>')
+    return svg.render_panel(panel)
+
+
+def _draw_values(panel: Panel, *, count: int, unit: str = "") -> None:
+    """Round values as grid lines and labels."""
+    ticks = svg.linear_ticks(panel.y, count=count)
+    svg.draw_y_axis(panel, ticks=ticks, labels=[render_number(tick) + unit for tick in ticks])
+
+
+def _draw_iterations(panel: Panel) -> None:
+    """The iteration axis: decades on a logarithmic scale, round numbers on a linear one, and its last iteration."""
+    ticks, bare = svg.decade_ticks(panel.x) if panel.x.logarithmic else (svg.linear_ticks(panel.x, count=5), ())
+    svg.draw_x_axis(panel, ticks=ticks, bare=bare, labels=[render_count(tick) for tick in ticks])
+
+
+def _draw_events(panel: Panel, mine: History) -> None:
+    """Launches after the first as dashed lines with their kind; evaluations as triangles on the axis."""
+    free = 0.0
+    for launch in sorted(mine.lineage.launches[1:], key=lambda launch: launch.start):
+        share = panel.x.at(launch.start + 1)
+        x = percent(share)
+        panel.fixed.append(
+            f'<line class="launch-line" x1="{x}" x2="{x}" y1="0" y2="{panel.height}">'
+            f"<title>{launch.kind} at iteration {launch.start:,}</title></line>"
+        )
+        if share >= free:
+            panel.fixed.append(svg.render_text(x, -4, launch.kind, kind="tick", anchor="end" if share > 0.8 else "start"))
+            free = share + 0.2
+    for done in _apart([done for done in mine.knn if done > 0], panel.x):
+        panel.fixed.append(_glyph(panel, done, panel.height - 1, "M-4 0H4L0-7Z", kind="evaluation",
+                                  label=f"k-NN evaluation after {done:,} iterations"))  # fmt: skip
+
+
+def _draw_levels(panel: Panel, levels: Sequence[Level]) -> None:
+    """Horizontal lines with their labels: the highest one's above it, the others' below, so that near ones part."""
+    for index, level in enumerate(sorted(levels, key=lambda level: -level.value)):
+        y = svg.pixel_y(panel, level.value)
+        panel.fixed.append(f'<line class="{level.kind}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
+        below = y + 16 if index else y - 7
+        panel.fixed.append(svg.render_text("8", below, level.label, kind=f"label {level.kind}"))
+
+
+def _ghosts(mine: History, metric: str, span: Scale) -> list[tuple[Floats, Floats]]:
+    """The overwritten stretches of the run, each a curve of its own."""
+    done, values = series(mine.lineage.ghosts, metric)
+    cuts = np.flatnonzero(np.diff(done) <= 0) + 1
+    curves = [svg.thin(x, y, scale=span, columns=REFERENCE_COLUMNS)
+              for x, y in zip(np.split(done, cuts), np.split(values, cuts), strict=True)]  # fmt: skip
+    return [(curve.share, curve.mean) for curve in curves]
+
+
+def _apart(iterations: Iterable[int], scale: Scale, *, gap: float = 0.02) -> list[int]:
+    """Those of the iterations that stand at least `gap` of the width apart, the last one first served."""
+    kept: list[int] = []
+    for done in sorted(iterations, reverse=True):
+        if not kept or scale.at(kept[-1]) - scale.at(done) >= gap:
+            kept.append(done)
+    return kept
+
+
+def _dot(panel: Panel, iteration: float, value: float, *, kind: str, label: str) -> str:
+    """A point of a curve that tells its numbers when pointed at."""
+    x, y = percent(panel.x.at(iteration)), svg.pixel_y(panel, value)
+    return f'<circle class="{kind} dot" cx="{x}" cy="{y:.1f}" r="3.5"><title>{escape(label)}</title></circle>'
+
+
+def _glyph(panel: Panel, value: float, y: float, path: str, *, kind: str, label: str) -> str:
+    """A small shape at a value of the x axis, unscaled."""
+    x = percent(panel.x.at(value))
+    shape = f'<path class="{kind}" d="{path}"><title>{escape(label)}</title></path>'
+    return f'<svg x="{x}" y="{y:.1f}" width="1" height="1" overflow="visible">{shape}</svg>'
+
+
+def _bar(panel: Panel, start: float, end: float, y: float, row: float, kind: str, label: str) -> str:
+    """A horizontal bar from `start` to `end`, at least a hair wide."""
+    x, width = panel.x.at(start), max(panel.x.at(end) - panel.x.at(start), 0.003)
+    box = f'x="{percent(x)}" width="{percent(width)}" y="{y + row * 0.15:.1f}" height="{row * 0.7:.1f}"'
+    return f'<rect class="{kind}" {box} rx="2"><title>{escape(label)}</title></rect>'
