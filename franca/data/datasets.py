@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class UnreadableImageError(DataError):
     """One file that does not hold an image; the message names it."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Images with class numbers, the positions in `class_names`; no names and class 0 for all where none are known."""
 
@@ -76,7 +77,7 @@ class ImageFolder:
 
     name: str
     root: str
-    paths: NDArray[np.bytes_] = field(repr=False)
+    paths: np.ndarray = field(repr=False)  # bytes below root; a list of 13 million strings would take a gigabyte
     labels: NDArray[np.int64] = field(repr=False)
     class_names: tuple[str, ...] = field(repr=False)
     fingerprint: str

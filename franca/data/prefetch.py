@@ -6,11 +6,11 @@ the trainer saves its checkpoint and ends them. They die with the trainer, howev
 """
 
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.resource_tracker
+import os
 import signal
-import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
@@ -21,7 +21,6 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # those that end a launch, see train/__main__.py
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 AHEAD_PER_WORKER = 2  # results that wait for the consumer; a batch of 64 ImageNet images is 130 MB
 
 
@@ -30,13 +29,12 @@ def prefetch(make: Callable[[A], R], arguments: Iterable[A], *, workers: int, pi
 
     With none, each is made when it is asked for. `make` must be picklable. Its exceptions are raised here unchanged.
     """
-    calls = Calls(make)
     if not workers:
-        return (_unwrapped(calls[argument]) for argument in arguments)
+        return (make(argument) for argument in arguments)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     loader = DataLoader(
-        calls,
+        Calls(make),
         sampler=arguments,
         batch_size=None,
         num_workers=workers,
@@ -89,11 +87,20 @@ def _identity(result: R) -> R:
 
 
 def _detach_worker(worker: int) -> None:
-    """Runs first in every worker: ignore the job's signals, die with the parent."""
+    """Runs first in every worker: ignore the job's signals, die with the trainer.
+
+    Torch's own watchdog looks at the parent process, which here is the fork server and outlives the trainer.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_die_with_trainer, daemon=True).start()
+
+
+def _die_with_trainer() -> None:
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    trainer.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextlib.contextmanager
