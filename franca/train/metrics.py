@@ -145,10 +145,10 @@ class Metrics:
         )
         return "  ".join((f"Training  [{iteration:{width}d}/{self.iterations}]", f"eta: {eta}", *shown, *tail))
 
-    def _record(self, iteration: int, images_per_second: float) -> dict[str, float]:
+    def _record(self, iteration: int, images_per_second: float) -> dict[str, int | float]:
         medians = {name: meter.median for name, meter in self.meters.items() if name not in ("time", "data")}
         *sums, count = self.block
-        record: dict[str, float] = {
+        record: dict[str, int | float] = {
             "iteration": iteration,
             "iter_time": self.meters["time"].window_mean,
             "data_time": self.meters["data"].window_mean,
