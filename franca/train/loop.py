@@ -148,6 +148,8 @@ def check_config(config: TrainConfig) -> None:
     for key in ("log_period_iterations", "checkpoints_kept", "batch_per_process", "accumulation"):
         if getattr(execution, key) < 1:
             raise ConfigError(f"execution.{key}: {getattr(execution, key)} is not at least 1")
+    if recipe.crops.local_number < 1:
+        raise ConfigError(f"recipe.crops.local_number: {recipe.crops.local_number} is not at least 1")
     for key in ("global_px", "local_px"):
         px, patch_px = getattr(recipe.crops, key), recipe.model.patch_px
         if px % patch_px:

@@ -108,8 +108,8 @@ class SelfDistillation(nn.Module):
     def forward(self, views: Views, targets: Targets, *, generator: torch.Generator | None = None) -> Losses:
         """The losses of one batch under the teacher's targets; `generator` draws the student's dropped paths."""
         recipe, losses = self.recipe, self.recipe.losses
-        crops = [views.global_crops] + ([views.local_crops] if recipe.crops.local_number else [])
         with self._autocast(recipe.precision.backbone):
+            crops = [views.global_crops, views.local_crops]
             features = self.student["backbone"].forward_packed(crops, views.masks, generator=generator)
         dino_local, dino_global = self._dino(features, targets)
         koleo = losses.koleo_weight * self._koleo(features[0].cls)
@@ -169,16 +169,15 @@ class SelfDistillation(nn.Module):
         """
         locals_ = self.recipe.crops.local_number
         temperature = self.recipe.losses.student_temperature
-        pairs = max(2 * locals_, 1) + 2  # without local crops upstream still counts one pair of them
+        pairs = 2 * locals_ + 2
         tokens = torch.cat([part.cls for part in features])
         rows = len(features[0].cls)
         dino_local = dino_global = tokens.new_zeros((), dtype=torch.float32)
         for logits, target in zip(self._head(self.student["dino_head"], tokens), targets.dino, strict=True):
             dino_global = dino_global + 2 * dino_loss(logits[:rows], target, temperature=temperature) / pairs
-            if locals_:
-                both_views = sum(target.chunk(2))
-                crops = logits[rows:].unflatten(0, (locals_, rows // 2))
-                dino_local = dino_local + locals_ * dino_loss(crops, both_views, temperature=temperature) / pairs
+            both_views = sum(target.chunk(2))
+            crops = logits[rows:].unflatten(0, (locals_, rows // 2))
+            dino_local = dino_local + locals_ * dino_loss(crops, both_views, temperature=temperature) / pairs
         return dino_local, dino_global
 
     def _koleo(self, cls: Float[Tensor, "g d"]) -> Float[Tensor, ""]:
