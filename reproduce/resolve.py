@@ -1,12 +1,31 @@
 """A spec and a site in, a run that can be launched out: everything that is derived is computed here, once."""
 
-from collections.abc import Mapping
+import hashlib
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from franca.config import TrainConfig
-from reproduce.spec import Spec
+import yaml
+
+from franca.config import Execution, TrainConfig
+from reproduce.compose import find_root
+from reproduce.errors import SiteError, SpecError
+from reproduce.places import Document, Place, did_you_mean, load_document
+from reproduce.spec import Resources, Spec
+from reproduce.validate import load_schema, validate
+
+LOG_PERIOD_ITERATIONS = 10  # the print frequency of DINOv2's trainer, facebookresearch/dinov2 train/train.py@b8931f7
+PACKAGED = {"digits"}  # data sets that ship with a package and need no folder
+RUN_NAME_LENGTH = 80
+
+Missing = tuple[dict[str, Any], str]  # keys to write into site.yaml, and what is missing
 
 
 @dataclass(frozen=True)
@@ -58,3 +77,263 @@ class Resolved:
     nodes: int
     tasks_per_node: int
     notes: tuple[str, ...]
+
+
+def load_site(name: str | None = None, *, root: Path | None = None) -> Site:
+    """The site of `experiments/site/<name>.yaml`, with what `site.yaml` at the project's root says under its name.
+
+    Without a name: the one that `site.yaml` names as its `default`, else `local`. Raises `SiteError` with its line.
+    """
+    root = find_root(root)
+    try:
+        mine = load_document(root / "site.yaml") if (root / "site.yaml").is_file() else None
+        name = _site_name(name, mine=mine, root=root)
+        shipped = load_document(root / "experiments" / "site" / f"{name}.yaml")
+        return _make_site(name, shipped=shipped, mine=mine, root=root)
+    except SpecError as error:
+        raise SiteError(error.message, path=error.path, line=error.line, mend=error.mend) from error
+
+
+def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | None = None) -> Resolved:
+    """Lay a row out on a site. Raises `SiteError` listing everything that the site lacks, before anything starts.
+
+    seed: in place of the spec's. until: where to stop early, as iterations (`500`) or a share of the run (`5%`).
+    """
+    device = _device(spec, site)
+    gpus_per_node = _gpus_per_node(site) if device == "cuda" else 0
+    _check_site(spec, site, gpus_per_node=gpus_per_node)
+    recipe, resources = spec.recipe, spec.resources
+    seed = spec.seed if seed is None else seed
+    nodes, tasks_per_node = _layout(spec, site, gpus_per_node=gpus_per_node)
+    processes = nodes * tasks_per_node
+    batch = _batch_per_process(recipe.global_batch // processes, resources=resources, site=site)
+    execution = Execution(
+        device=device,
+        processes=processes,
+        batch_per_process=batch,
+        accumulation=recipe.global_batch // (processes * batch),
+        workers=_workers(site, processes=processes),
+        threads=site.threads,
+        data_root=_data_root(recipe.data.dataset, site=site, root=spec.root),
+        evaluation_root=_data_root(recipe.data.evaluation_dataset, site=site, root=spec.root),
+        checkpoint_period_iterations=resources.checkpoint_period_iterations,
+        checkpoints_kept=resources.checkpoints_kept,
+        log_period_iterations=LOG_PERIOD_ITERATIONS,
+        until_iteration=until_iteration(until, iterations=recipe.iterations),
+    )
+    run = run_name(spec, seed=seed)
+    return Resolved(
+        spec=spec,
+        site=site,
+        config=TrainConfig(spec.row, spec.version, spec.fingerprint, seed, recipe, execution),
+        run=run,
+        folder=spec.root / "runs" / spec.name / run,
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        notes=tuple(_notes(spec, execution)),
+    )
+
+
+def run_name(spec: Spec, *, seed: int) -> str:
+    """`main` for the row as it is, else what differs, sorted: `optim.base_lr=0.006,seed=3`. At most 80 characters."""
+    parts = [f"{change.key}={_slug(change.new)}" for change in spec.changes]
+    if seed != spec.row_seed:
+        parts.append(f"seed={seed}")
+    name = ",".join(sorted(parts)) or "main"
+    if len(name) <= RUN_NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: RUN_NAME_LENGTH - 9]}-{digest}"
+
+
+def until_iteration(until: str | None, *, iterations: int) -> int:
+    """The iteration to stop at, of `500` or `5%`; 0 for the run's end. Raises `SpecError` on anything else."""
+    if until is None:
+        return 0
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", until)
+    share = match is not None and match[2] == "%"
+    wanted = Fraction(match[1]) * iterations / 100 if match and share else Fraction(match[1]) if match else Fraction(0)
+    stop = math.ceil(wanted)
+    if not 1 <= stop <= iterations or (not share and stop != wanted):
+        raise SpecError(
+            f"--until {until!r} is no point of a run of {iterations:,} iterations",
+            mend=f"write a share like 5%, or a number from 1 to {iterations}",
+        )
+    return 0 if stop == iterations else stop
+
+
+def visible_gpus() -> int:
+    """GPUs that a process started here can use: those of CUDA_VISIBLE_DEVICES, else all that the driver lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([entry for entry in visible.split(",") if entry.strip() not in ("", "-1")])
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return 0
+    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _site_name(name: str | None, *, mine: Document | None, root: Path) -> str:
+    """The site to load; `site.yaml` may hold no key but `default` and the names of sites."""
+    known = sorted(path.stem for path in (root / "experiments" / "site").glob("*.yaml"))
+    for key in mine.content if mine else ():
+        if mine and key not in (*known, "default"):
+            place = Place(mine.path, mine.lines[str(key)])
+            mend = did_you_mean(str(key), [*known, "default"])
+            raise SiteError(f"unknown site {key}", path=place.path, line=place.line, mend=mend)
+    chosen = name or (str(mine.content.get("default", "local")) if mine else "local")
+    if chosen not in known:
+        path, line = (mine.path, mine.lines["default"]) if mine and not name else (root / "experiments" / "site", None)
+        raise SiteError(f"unknown site {chosen}", path=path, line=line, mend=did_you_mean(chosen, known))
+    return chosen
+
+
+def _make_site(name: str, *, shipped: Document, mine: Document | None, root: Path) -> Site:
+    """Merge the shipped file with the user's, validate, convert."""
+    own = mine.content.get(name, {}) if mine else {}
+    if mine and not isinstance(own, Mapping):
+        mend = f"write keys of experiments/site/{name}.yaml below it"
+        raise SiteError(f"{name} is no mapping", path=mine.path, line=mine.lines[name], mend=mend)
+    content = _merged(shipped.content, own)
+
+    def place_of(key: str) -> Place:
+        while key:
+            if mine and f"{name}.{key}" in mine.lines:
+                return Place(mine.path, mine.lines[f"{name}.{key}"])
+            if key in shipped.lines:
+                return Place(shipped.path, shipped.lines[key])
+            key = key.rpartition("[" if key.endswith("]") else ".")[0]
+        return Place(shipped.path, 1)
+
+    definitions = load_schema(root)["$defs"]
+    validate(content, schema=definitions["site"], definitions=definitions, place_of=place_of)
+    slurm = content.pop("slurm", None)
+    return Site(
+        name=name,
+        **content,
+        slurm=Slurm(**{**slurm, "setup": tuple(slurm["setup"])}) if slurm else None,
+        paths=(root / "site.yaml", shipped.path),
+    )
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the keys of `above`, mapping by mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _check_site(spec: Spec, site: Site, *, gpus_per_node: int) -> None:
+    """Raise one `SiteError` with all that is missing and the lines that mend it."""
+    missing = [*_missing_data(spec, site), *_missing_gpus(spec, site, gpus_per_node=gpus_per_node)]
+    if site.executor == "local" and site.nodes > 1:
+        missing.append(({"nodes": 1}, f"nodes: {site.nodes}, but the local executor runs on this machine alone"))
+    if site.executor == "slurm" and site.slurm is None:
+        missing.append(({"slurm": {}}, "the slurm executor needs a slurm section, as in experiments/site/slurm.yaml"))
+    if missing:
+        mend: dict[str, Any] = {}
+        for entry, _ in missing:
+            mend = _merged(mend, entry)
+        raise SiteError(
+            f"{spec.name} cannot run on the site {site.name}:" + "".join(f"\n  - {said}" for _, said in missing),
+            path=site.paths[0],
+            mend=f"write into this file, with what is true here:\n{yaml.safe_dump({site.name: mend})}".rstrip(),
+        )
+
+
+def _missing_data(spec: Spec, site: Site) -> Iterator[Missing]:
+    names = {spec.recipe.data.dataset: "to train on", spec.recipe.data.evaluation_dataset: "to evaluate on"}
+    for name, purpose in names.items():
+        if name in PACKAGED:
+            continue
+        entry = {"data_roots": {name: f"/path/to/{name}"}}
+        folder = _data_root(name, site=site, root=spec.root)
+        if not folder:
+            yield entry, f"data_roots.{name} is not set: the images {purpose}"
+        elif not Path(folder).is_dir():
+            yield entry, f"data_roots.{name} is no folder: {folder}"
+
+
+def _missing_gpus(spec: Spec, site: Site, *, gpus_per_node: int) -> Iterator[Missing]:
+    documented = f"the documents have {spec.resources.gpus} × {spec.resources.gpu}" if spec.resources.gpus else ""
+    if documented and site.device == "cpu":
+        yield {"device": "auto"}, f"device: cpu, but the row needs a GPU; {documented}"
+    elif _device(spec, site) == "cuda" and not gpus_per_node:
+        yield {"gpus_per_node": 1}, "; ".join(filter(None, ["no GPU is seen", documented]))
+
+
+def _device(spec: Spec, site: Site) -> Literal["cpu", "cuda"]:
+    if site.device == "auto":
+        return "cuda" if spec.resources.gpus else "cpu"
+    return site.device
+
+
+def _gpus_per_node(site: Site) -> int:
+    if site.gpus_per_node is None:
+        return visible_gpus() if site.executor == "local" else 0
+    return site.gpus_per_node
+
+
+def _layout(spec: Spec, site: Site, *, gpus_per_node: int) -> tuple[int, int]:
+    """(nodes, processes on each): the most processes, up to the documented GPUs, that divide the global batch.
+
+    As few nodes as hold them; one process where there is no GPU.
+    """
+    most = max(spec.resources.gpus, 1)
+    fitting = [
+        (nodes * tasks, -nodes, tasks)
+        for nodes in range(1, site.nodes + 1)
+        for tasks in range(1, max(gpus_per_node, 1) + 1)
+        if nodes * tasks <= (most if gpus_per_node else 1) and spec.recipe.global_batch % (nodes * tasks) == 0
+    ]
+    _, nodes, tasks = max(fitting)
+    return -nodes, tasks
+
+
+def _batch_per_process(images: int, *, resources: Resources, site: Site) -> int:
+    """The largest divisor of a process's images that is at most the documented batch and fits into the memory.
+
+    Not more than documented even where it would fit: KoLeo looks for neighbors among the images of one process.
+    """
+    most = min(resources.batch_per_gpu, site.batch_per_gpu_max or resources.batch_per_gpu)
+    return max(divisor for divisor in range(1, min(most, images) + 1) if images % divisor == 0)
+
+
+def _workers(site: Site, *, processes: int) -> int:
+    """The site's, but on this machine at most the cores that the training processes leave free."""
+    if site.executor == "slurm":
+        return site.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(site.workers, max(1, cores // processes - 1))
+
+
+def _data_root(name: str, *, site: Site, root: Path) -> str:
+    """The folder of a data set, absolute; empty for one that ships with a package or that the site lacks."""
+    folder = site.data_roots.get(name)
+    return "" if folder is None or name in PACKAGED else str(root / Path(folder).expanduser())
+
+
+def _notes(spec: Spec, execution: Execution) -> Iterator[str]:
+    """What differs from the documented machine, and what it can change."""
+    resources = spec.resources
+    if resources.gpus and execution.processes != resources.gpus:
+        yield (
+            f"{execution.processes} {'GPU' if execution.processes == 1 else 'GPUs'} in place of {resources.gpus}: "
+            f"{execution.batch_per_process} images on each, {execution.accumulation} times per iteration"
+        )
+    if execution.batch_per_process != resources.batch_per_gpu:
+        yield (
+            f"KoLeo finds its neighbors among {execution.batch_per_process} images, not the documented "
+            f"{resources.batch_per_gpu}: its loss is not comparable"
+        )
+
+
+def _slug(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    if isinstance(value, list):
+        return "+".join(_slug(item) for item in value) or "none"
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)

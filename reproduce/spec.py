@@ -174,6 +174,11 @@ class Spec:
         """`row@version`: the identity of the row."""
         return f"{self.row}@{self.version}"
 
+    @property
+    def root(self) -> Path:
+        """The project's root, which holds `experiments/`, `runs/` and `logfiles/`."""
+        return self.path.parent.parent
+
 
 def list_rows(*, root: Path | None = None) -> tuple[RowSummary, ...]:
     """Every row's summary, in alphabetical order, from the rows' own files alone: nothing is composed or validated."""
