@@ -264,7 +264,7 @@ def _make_spec(
         recipe=recipe,
         fingerprint=recipe_fingerprint(recipe),
         resources=Resources(**content["resources"]),
-        claims=tuple(_make_claim(field, claim, cited) for field, claim in content["claims"].items()),
+        claims=tuple(_make_claim(field, content["claims"][field], cited) for field in _own_first(composed)),
         metrics=tuple(_make_metric(name, metric, cited) for name, metric in content["metrics"].items()),
         published_log=PublishedLog(**{**content["published_log"], "local": tuple(content["published_log"]["local"])}),
         weights=tuple(_make_weights(index, file, cited) for index, file in enumerate(content["weights"])),
@@ -302,6 +302,13 @@ class _Citations:
             )
             for index, item in enumerate(mapping["values"])
         )
+
+
+def _own_first(composed: Composed) -> list[str]:
+    """The claims' fields: those that the row's own file writes, then those of its groups."""
+    return sorted(
+        composed.mapping["claims"], key=lambda field: composed.place_of(f"claims.{field}").path != composed.path
+    )
 
 
 def _make_claim(field: str, claim: Mapping[str, Any], cited: _Citations) -> Claim:

@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
-    "errors files spec resolve audit",
+    "errors files places validate compose sources overrides rules versions spec resolve audit",
     "launch runs",
     "problems log_head logs lineage curves",
     "checks verdict",
