@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -33,19 +34,20 @@ def prefetch(make: Callable[[A], R], arguments: Iterable[A], *, workers: int, pi
         return (make(argument) for argument in arguments)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    loader = DataLoader(
-        Calls(make),
-        sampler=arguments,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=AHEAD_PER_WORKER,
-        collate_fn=_identity,
-        worker_init_fn=_detach_worker,
-        pin_memory=pin_memory,
-        multiprocessing_context=context,
-    )
     others = set(multiprocessing.active_children())
-    with _blocked_signals():
+    with _blocked_signals(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # how many is the site's business
+        loader = DataLoader(
+            Calls(make),
+            sampler=arguments,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=AHEAD_PER_WORKER,
+            collate_fn=_identity,
+            worker_init_fn=_detach_worker,
+            pin_memory=pin_memory,
+            multiprocessing_context=context,
+        )
         results = iter(loader)
     mine = [child for child in multiprocessing.active_children() if child not in others]
     return _consume(results, mine)

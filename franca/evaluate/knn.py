@@ -6,9 +6,10 @@ Neighbors vote with weights exp(cosine similarity / temperature); the class with
 Letters: n train images, m test images, d features, c test images at a time, k neighbors.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def knn_accuracy(
         raise ValueError("k-NN of features that are not finite: the model has diverged")
     correct = dict.fromkeys(k, 0)
     for queries, truth in zip(test_x.split(TEST_CHUNK), test_y.split(TEST_CHUNK), strict=True):
-        similarities, neighbors = nearest_neighbors(queries, train_x, k=max(k))
+        with _full_precision():
+            similarities, neighbors = nearest_neighbors(queries, train_x, k=max(k))
         weights = (similarities.double() / temperature).softmax(dim=1)
         for count in k:
             votes = weights.new_zeros(len(queries), classes)
@@ -54,18 +56,32 @@ def knn_accuracy(
 
 
 def nearest_neighbors(
-    queries: Float[Tensor, "c d"], train_x: Float[Tensor, "n d"], *, k: int
+    queries: Float[Tensor, "c d"], train_x: Float[Tensor, "n d"], *, k: int, chunk: int = TRAIN_CHUNK
 ) -> tuple[Float[Tensor, "c k"], Int[Tensor, "c k"]]:
-    """The k largest dot products with the train features, largest first, and whose they are. Memory without n."""
+    """The k largest dot products with the train features, largest first, and whose they are.
+
+    Train features are taken `chunk` at a time, so that memory does not grow with n.
+    """
     similarities = queries.new_empty(len(queries), 0)
     neighbors = queries.new_empty(len(queries), 0, dtype=torch.long)
-    for start in range(0, len(train_x), TRAIN_CHUNK):
-        here = queries @ train_x[start : start + TRAIN_CHUNK].T
+    for start in range(0, len(train_x), chunk):
+        here = queries @ train_x[start : start + chunk].T
         columns = torch.arange(start, start + here.shape[1], device=here.device).expand(len(queries), -1)
         candidates = torch.cat([similarities, here], dim=1)
         similarities, best = candidates.topk(min(k, candidates.shape[1]), dim=1)
         neighbors = torch.cat([neighbors, columns], dim=1).gather(1, best)
     return similarities, neighbors
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32, which a trainer may have allowed: its 10 bits of mantissa confuse neighbors."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def write_knn_results(path: Path, accuracies: Mapping[int, float]) -> None:
