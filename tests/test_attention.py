@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from franca.models.attention import BACKENDS, Attention, Groups, sdpa
+from franca.models.attention import BACKENDS, Attention, Groups, block_diagonal_mask, sdpa, sequence_bounds
 
 GROUPS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3).map(tuple)
 
@@ -54,6 +54,27 @@ def test_attention_ignores_the_order_of_tokens() -> None:
     x = torch.randn(5, 8, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 1, 2])
     torch.testing.assert_close(module(x[order], groups=((1, 5),)), module(x, groups=((1, 5),))[order])
+
+
+@given(groups=GROUPS)
+def test_bounds_of_sequences_are_where_they_start(groups: Groups) -> None:
+    """What torch's kernel is told: the tokens before each sequence, and the number of all."""
+    lengths = [length for sequences, length in groups for _ in range(sequences)]
+    bounds = sequence_bounds(groups, torch.device("cpu"))
+    assert bounds.dtype == torch.int32
+    assert bounds.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+
+
+@pytest.mark.slow
+def test_the_block_diagonal_mask_is_that_of_the_sequences() -> None:
+    """What xFormers' kernel is told: dense SDPA under its mask equals grouped SDPA."""
+    pytest.importorskip("xformers.ops", reason="xFormers is not installed")
+    groups = ((2, 5), (3, 2))
+    qkv = make_qkv(groups)
+    mask = block_diagonal_mask(groups, torch.device("cpu")).materialize((16, 16), dtype=qkv.dtype)
+    q, k, v = qkv.transpose(0, 2).unbind(1)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(dense.transpose(0, 1), sdpa(qkv, groups=groups))
 
 
 @pytest.mark.gpu

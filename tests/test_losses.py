@@ -91,24 +91,8 @@ def test_unscaled_sinkhorn_overflows_where_upstream_does() -> None:
     torch.testing.assert_close(sinkhorn(logits, temperature=0.04, iterations=3), torch.eye(2))
 
 
-@given(shape=SHAPES, padding=st.integers(1, 4), seed=st.integers(0, 99), unscaled=st.booleans())
-def test_padding_rows_do_not_enter(shape: tuple[int, int], padding: int, seed: int, unscaled: bool) -> None:
-    """With `count`, the rows before it are what they are without the padding, and the padding is zero."""
-    logits = make_logits(shape[0] + padding, shape[1], seed=seed)
-    count = torch.tensor(shape[0])
-    result = sinkhorn(logits, temperature=0.2, iterations=3, count=count, unscaled=unscaled)
-    torch.testing.assert_close(result[: shape[0]], sinkhorn(logits[: shape[0]], temperature=0.2, iterations=3))
-    assert not result[shape[0] :].any()
-
-
-def test_only_padding_gives_zeros() -> None:
-    """A batch in which nothing is masked has no targets, not NaN."""
-    result = sinkhorn(make_logits(3, 4), temperature=0.1, iterations=3, count=torch.tensor(0))
-    assert torch.equal(result, torch.zeros(3, 4, dtype=torch.float64))
-
-
 def test_padding_rows_change_the_targets_where_they_enter() -> None:
-    """The quirk is `count` left out: zero rows then take their part of the prototypes."""
+    """Upstream's quirk is not void: zero rows among the others take their part of the prototypes."""
     logits = torch.cat([make_logits(4, 3), torch.zeros(2, 3, dtype=torch.float64)])
     with_padding = sinkhorn(logits, temperature=0.1, iterations=3)
     torch.testing.assert_close(with_padding, naive_sinkhorn(logits, temperature=0.1, iterations=3))
@@ -145,30 +129,29 @@ def test_half_precision_logits_are_assigned_in_single(dtype: torch.dtype) -> Non
 
 
 def shared_targets() -> dict[str, Any]:
-    """Of one rank: Sinkhorn of its half of the rows, with and without padding, and the center after them."""
-    rank = distributed.rank()
+    """Of one rank: Sinkhorn of its part of the rows, with and without the first division, and the center after them."""
     logits = make_logits(6, 4, spread=3.0)
-    counts = (4, 2)
-    own = logits[:4] if rank == 0 else torch.cat([logits[4:], make_logits(2, 4, seed=9)])
-    own_exact = logits[:4] if rank == 0 else logits[4:]
-    count = torch.tensor(counts[rank])
+    own = logits[:4] if distributed.rank() == 0 else logits[4:]
     return {
-        "exact": sinkhorn(own_exact, temperature=0.05, iterations=3),
-        "padded": sinkhorn(own, temperature=0.05, iterations=3, count=count)[:count],
-        "unscaled": sinkhorn(own_exact, temperature=0.3, iterations=3, unscaled=True),
-        "center": update_center(torch.ones(4, dtype=torch.float64), own_exact),
+        "assigned": sinkhorn(own, temperature=0.05, iterations=3),
+        "unscaled": sinkhorn(own, temperature=0.3, iterations=3, unscaled=True),
+        "alone": sinkhorn(own if distributed.rank() == 0 else own[:0], temperature=0.05, iterations=3),
+        "center": update_center(torch.ones(4, dtype=torch.float64), own),
     }
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Rows split unevenly over two processes, or padded to one size, get the targets of the whole batch."""
+    """Rows split unevenly over two processes get the targets, and move the center, as the whole batch does.
+
+    A process without any row takes part and changes nothing.
+    """
     first, second = run_processes(shared_targets, processes=2, folder=tmp_path)
     logits = make_logits(6, 4, spread=3.0)
-    expected = sinkhorn(logits, temperature=0.05, iterations=3)
-    for name in ("exact", "padded"):
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), expected)
-    unscaled = torch.cat([first["unscaled"], second["unscaled"]])
-    torch.testing.assert_close(unscaled, sinkhorn(logits, temperature=0.3, iterations=3))
+    for name, temperature in (("assigned", 0.05), ("unscaled", 0.3)):
+        whole = sinkhorn(logits, temperature=temperature, iterations=3)
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), whole)
+    torch.testing.assert_close(first["alone"], sinkhorn(logits[:4], temperature=0.05, iterations=3))
+    assert second["alone"].shape == (0, 4)
     center = update_center(torch.ones(4, dtype=torch.float64), logits)
     torch.testing.assert_close(first["center"], center)
     torch.testing.assert_close(second["center"], center)

@@ -104,14 +104,40 @@ def tokens_of(features: Features) -> Tensor:
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("offset", [0.0, 0.1])
 def test_packed_forward_equals_the_naive_model(ffn: str, registers: int, offset: float) -> None:
-    """Masked global crops and local crops of other shapes in one forward equal each image computed alone."""
+    """Masked global crops and local crops of other shapes in one forward equal each image computed alone.
+
+    So do the gradients of a random combination of all features, in every parameter.
+    """
     vit = make_vit(ffn=ffn, registers=registers, interpolate_offset=offset)
     crops = make_images((3, 12, 12), (2, 8, 8), (2, 4, 16))
     masks = torch.rand(3, 9, generator=torch.Generator().manual_seed(2)) > 0.5
-    for i, (images, features) in enumerate(zip(crops, vit.forward_packed(crops, masks), strict=True)):
-        for j, image in enumerate(images):
-            expected = naive_vit(vit, image, masks[j] if i == 0 else None)
-            torch.testing.assert_close(tokens_of(features)[j], expected)
+    packed = [tokens for features in vit.forward_packed(crops, masks) for tokens in tokens_of(features)]
+    every_mask = [*masks, *[None] * 4]
+    images = [image for part in crops for image in part]
+    naive = [naive_vit(vit, image, mask) for image, mask in zip(images, every_mask, strict=True)]
+    torch.testing.assert_close(packed, naive)
+    weights = [torch.randn(tokens.shape, generator=torch.Generator().manual_seed(3)) for tokens in naive]
+    gradients = [
+        torch.autograd.grad(sum((w * t).sum() for w, t in zip(weights, tokens, strict=True)), list(vit.parameters()))
+        for tokens in (packed, naive)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_loses_no_more_than_its_rounding(training: bool) -> None:
+    """Under bfloat16 the stream stays in float32, dropped paths or not, and features are near those of float32."""
+    vit = make_vit(drop_path=0.5, registers=1).float().train(training)
+    vit.init_weights(torch.Generator().manual_seed(0))
+    crops = [images.float() for images in make_images((4, 12, 12), (6, 8, 8))]
+    masks = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) > 0.5
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            features = vit.forward_packed(crops, masks, generator=torch.Generator().manual_seed(0))
+        results.append([tokens_of(part) for part in features])
+    assert all(tokens.dtype == torch.float32 for tokens in results[1])
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0.05)
 
 
 @given(

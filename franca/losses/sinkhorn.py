@@ -4,7 +4,7 @@ Letters: n rows (samples or patch tokens), k prototypes.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from franca.distributed import all_reduce_max, all_reduce_sum
@@ -16,10 +16,9 @@ def sinkhorn(
     *,
     temperature: float | Float[Tensor, ""],
     iterations: int,
-    count: Int[Tensor, ""] | None = None,
     unscaled: bool = False,
 ) -> Float[Tensor, "n k"]:
-    """Assignments whose rows sum to one, in float32 or better. With `count`, later rows are padding and become zero.
+    """Assignments whose rows sum to one, in float32 or better.
 
         q = exp(logits / temperature)
         q /= q.sum()
@@ -28,16 +27,13 @@ def sinkhorn(
             for i in range(n): q[i, :] /= q[i, :].sum() * n
         q *= n
 
-    where columns are summed over the rows, without padding, of every process. The first division, k and n cancel and
+    where columns are summed over the rows of every process, and n counts them. The first division, k and n cancel and
     are left out here. The first iteration works on logarithms: after it each row sums to one and each column to
     1 / k or more, so no finite logits can overflow or vanish. `unscaled` exponentiates the logits as they come, and
     overflows where upstream does.
     """
     with torch.autocast(logits.device.type, enabled=False):
         log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        padding = None if count is None else (torch.arange(len(logits), device=logits.device) >= count).unsqueeze(1)
-        if padding is not None:
-            log_q.masked_fill_(padding, -torch.inf)
         if unscaled:
             # QUIRK sinkhorn_unscaled: no division before the first iteration, valeoai/Franca mrl_dino_loss.py@24f8c60
             q = log_q.exp_()
@@ -45,8 +41,6 @@ def sinkhorn(
             q.div_(q.sum(1, keepdim=True))
         else:
             q = log_q.sub_(_column_logsumexp(log_q)).softmax(1)
-        if padding is not None:
-            q.masked_fill_(padding, 0)
         return _scale_in_turn(q, iterations=iterations - 1)
 
 
@@ -59,9 +53,8 @@ def _column_logsumexp(log_q: Float[Tensor, "n k"]) -> Float[Tensor, "k"]:
 
 def _scale_in_turn(q: Float[Tensor, "n k"], *, iterations: int) -> Float[Tensor, "n k"]:
     """Scale columns, then rows, to sum to one, `iterations` times. Overwrites `q`, at the end."""
-    smallest = torch.finfo(q.dtype).tiny  # keeps the scale of a padding row finite
     rows, columns = q.new_ones(q.shape[0]), q.new_ones(q.shape[1])
     for _ in range(iterations):
-        columns = 1 / all_reduce_sum(rows @ q).clamp_min(smallest)
-        rows = 1 / (q @ columns).clamp_min(smallest)
+        columns = 1 / all_reduce_sum(rows @ q)
+        rows = 1 / (q @ columns)
     return q.mul_(rows.unsqueeze(1)).mul_(columns)

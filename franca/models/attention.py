@@ -6,11 +6,14 @@ packed array. `BACKENDS` lists the ways to compute it; all give the same numbers
 Letters: t tokens of all sequences, h heads, e dimensions of a head, d = h·e.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor, nn
 
 Groups = tuple[tuple[int, int], ...]
@@ -28,23 +31,39 @@ def sdpa(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h
 
 def xformers(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h e"]:
     """xFormers' memory-efficient attention under a block-diagonal mask: CUDA only, one kernel for all groups."""
-    from xformers.ops import fmha, memory_efficient_attention
+    from xformers.ops import memory_efficient_attention
 
-    lengths = [length for sequences, length in groups for _ in range(sequences)]
     q, k, v = qkv.unsqueeze(0).unbind(2)
-    mask = fmha.BlockDiagonalMask.from_seqlens(lengths, device=qkv.device)
-    return memory_efficient_attention(q, k, v, attn_bias=mask).squeeze(0)
+    return memory_efficient_attention(q, k, v, attn_bias=block_diagonal_mask(groups, qkv.device)).squeeze(0)
 
 
 def varlen(qkv: Float[Tensor, "t 3 h e"], *, groups: Groups) -> Float[Tensor, "t h e"]:
     """torch's variable-length flash attention: CUDA and half precision only, one kernel for all groups."""
     from torch.nn.attention.varlen import varlen_attn
 
-    lengths = torch.tensor([0] + [length for sequences, length in groups for _ in range(sequences)])
-    ends = lengths.cumsum(0, dtype=torch.int32).to(qkv.device, non_blocking=True)
+    bounds = sequence_bounds(groups, qkv.device)
     longest = max(length for _, length in groups)
     q, k, v = qkv.unbind(1)
-    return varlen_attn(q, k, v, ends, ends, longest, longest)
+    return varlen_attn(q, k, v, bounds, bounds, longest, longest)
+
+
+# A run has few shapes and asks for each in every layer of every step: both are made once and stay on the device.
+@functools.lru_cache(maxsize=16)
+def block_diagonal_mask(groups: Groups, device: torch.device) -> Any:
+    """xFormers' mask under which a token sees its own sequence."""
+    from xformers.ops import fmha
+
+    return fmha.BlockDiagonalMask.from_seqlens(_lengths(groups), device=device)
+
+
+@functools.lru_cache(maxsize=16)
+def sequence_bounds(groups: Groups, device: torch.device) -> Int32[Tensor, "_"]:
+    """Where each sequence starts among the packed tokens, and at last where all end."""
+    return torch.tensor([0, *itertools.accumulate(_lengths(groups))], dtype=torch.int32).to(device)
+
+
+def _lengths(groups: Groups) -> list[int]:
+    return [length for sequences, length in groups for _ in range(sequences)]
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers, "varlen": varlen}

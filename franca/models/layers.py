@@ -17,7 +17,10 @@ from franca.models.attention import Attention, Groups
 NORM_EPS = 1e-6  # dinov2 vision_transformer.py; torch's default is 1e-5
 
 Subsets = tuple[Int[Tensor, "_"], ...]
-"""For each group, the sequences that a residual branch is computed on."""
+"""For each group, the sequences that a branch of a block runs on."""
+
+Branch = Callable[[Tensor, Groups], Tensor]
+"""Attention or feed-forward: packed tokens and their groups in, what is added to the stream out."""
 
 
 class PatchEmbed(nn.Module):
@@ -33,14 +36,19 @@ class PatchEmbed(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Scales each dimension of a residual by a learned `gamma`."""
+    """Adds a branch's output to the stream, each dimension scaled by a learned `gamma`."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.gamma = nn.Parameter(torch.empty(dim))
 
-    def forward(self, residual: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        return residual * self.gamma
+    def forward(
+        self, x: Float[Tensor, "t d"], branch: Branch, *, groups: Groups, subsets: Subsets | None
+    ) -> Float[Tensor, "t d"]:
+        """With `subsets`, a draw of `draw_subsets`, the branch runs on those sequences alone (stochastic depth)."""
+        if subsets is None:
+            return torch.addcmul(x, branch(x, groups), self.gamma)
+        return add_on_subsets(x, lambda part, kept: branch(part, kept) * self.gamma, groups=groups, subsets=subsets)
 
 
 class Mlp(nn.Module):
@@ -73,9 +81,9 @@ FFNS: dict[str, Callable[..., nn.Module]] = {"mlp": Mlp, "swiglu": SwiGLU}
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalized before, scaled after and added to the stream.
+    """Attention and feed-forward, each on normalized tokens, each scaled and added to the stream.
 
-    With `kept`, two draws of `draw_subsets`, each branch runs on a subset of the sequences (stochastic depth).
+    `kept` holds the sequences that each of the two runs on; None is all.
     """
 
     def __init__(self, model: Model, *, backend: str):
@@ -91,23 +99,22 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "t d"], *, groups: Groups, kept: tuple[Subsets, Subsets] | None
     ) -> Float[Tensor, "t d"]:
-        if kept is None:
-            x = x + self._attend(x, groups)
-            return x + self._feed_forward(x, groups)
-        x = add_on_subsets(x, self._attend, groups=groups, subsets=kept[0])
-        return add_on_subsets(x, self._feed_forward, groups=groups, subsets=kept[1])
+        for_attention, for_feed_forward = kept or (None, None)
+        x = self.ls1(x, self._attend, groups=groups, subsets=for_attention)
+        return self.ls2(x, self._feed_forward, groups=groups, subsets=for_feed_forward)
 
     def _attend(self, x: Float[Tensor, "t d"], groups: Groups) -> Float[Tensor, "t d"]:
-        return self.ls1(self.attn(self.norm1(x), groups=groups))
+        return self.attn(self.norm1(x), groups=groups)
 
-    def _feed_forward(self, x: Float[Tensor, "t d"], groups: Groups) -> Float[Tensor, "t d"]:
-        return self.ls2(self.mlp(self.norm2(x)))
+    def _feed_forward(self, x: Float[Tensor, "t d"], _: Groups) -> Float[Tensor, "t d"]:
+        return self.mlp(self.norm2(x))
 
 
 def draw_subsets(groups: Groups, *, rate: float, generator: torch.Generator | None, device: torch.device) -> Subsets:
-    """For each group a random (1 - rate) of its sequences, rounded down, at least one (dinov2 block.py).
+    """For each group a random (1 - rate) of its sequences, rounded down, at least one.
 
-    Drawn before the blocks run, so that a block is a function of its inputs and may be recomputed.
+    dinov2 block.py does so at any rate for lists of crops, which is how it trains. Drawn outside of the blocks: a block
+    is a function of its inputs, and may be recomputed.
     """
     return tuple(
         torch.randperm(sequences, generator=generator, device=device)[: max(int(sequences * (1 - rate)), 1)]
@@ -116,11 +123,7 @@ def draw_subsets(groups: Groups, *, rate: float, generator: torch.Generator | No
 
 
 def add_on_subsets(
-    x: Float[Tensor, "t d"],
-    branch: Callable[[Tensor, Groups], Tensor],
-    *,
-    groups: Groups,
-    subsets: Subsets,
+    x: Float[Tensor, "t d"], branch: Branch, *, groups: Groups, subsets: Subsets
 ) -> Float[Tensor, "t d"]:
     """x plus the branch's output on the subsets' sequences, scaled up by n / len(subset) so that its mean stays."""
     dim = x.shape[1]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from franca.config import ConfigError, Model
-from franca.models.attention import BACKENDS
+from franca.models.attention import BACKENDS, Groups
 from franca.models.layers import (
     NORM_EPS,
     Block,
@@ -126,7 +126,7 @@ class VisionTransformer(nn.Module):
             tokens.insert(1, self.register_tokens.expand(n, -1, -1))
         return torch.cat(tokens, dim=1)
 
-    def _draw(self, groups, generator, device) -> tuple[Subsets, Subsets]:
+    def _draw(self, groups: Groups, generator: torch.Generator | None, device: torch.device) -> tuple[Subsets, Subsets]:
         """The sequences that each of a block's two branches runs on; the rate is the same in every block."""
         rate = self.model.drop_path
         return (
