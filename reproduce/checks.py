@@ -1,10 +1,20 @@
-"""Histories in, checks out: each one test with its state, its number, its limit, and the lines that show it."""
+"""What a check is: one test with its state, its number, its limit, and the lines that show it.
 
+The tests themselves are in `reproduce/layers/`, one module a layer.
+"""
+
+import bisect
+import itertools
+import re
 from dataclasses import dataclass
 from typing import Literal
 
+from reproduce.lineage import History
+from reproduce.logs import read_lines
+
 Layer = Literal["L0", "L1", "L2", "L3", "L4", "L5"]
 CheckState = Literal["pass", "warn", "fail", "unknown"]
+MetricState = Literal["reproduced", "consistent", "better", "worse", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class Check:
 class Band:
     """The simultaneous band of one metric, block by block (tuples of equal length; None where not tested).
 
-    kind "loss": blocks (start, end] of iterations. kind "knn": points, start == end == iterations done.
+    kind "loss": blocks (start, end] of iterations done. kind "knn": points, start == end == iterations done.
     `z` is the standardized deviation of `mine` from `center`; it leaves the band where |z| > `critical`.
     """
 
@@ -58,3 +68,58 @@ class Band:
     z: tuple[float | None, ...]
     critical: float
     references: int
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One headline metric of the run against what it is judged by.
+
+    mine: the run's value, at `iteration` iterations done. target: the published value, None where there is none.
+    basis: what `center` is, e.g. "mean of 10 reference runs" or "published". difference = mine - center.
+    low, high: the confidence interval of the difference at `confidence`. margin: the equivalence margin of the spec.
+    detectable: the smallest true difference that would have been seen (at 50 % power), None where not computable.
+    """
+
+    name: str
+    title: str
+    unit: str
+    state: MetricState
+    iteration: int | None
+    mine: float | None
+    target: float | None
+    target_source: str
+    basis: str
+    center: float | None
+    references: tuple[float, ...]
+    difference: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    margin: float | None
+    detectable: float | None
+    note: str
+
+
+def plural(count: int, one: str) -> str:
+    """`1 line`, `3 lines`."""
+    return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
+
+
+def quote(history: History, iteration: int, *, metric: str) -> tuple[Evidence, ...]:
+    """The line that `history` logged for `iteration`, cut down to the iteration and `metric`; none if there is none."""
+    records = history.lineage.records
+    place = bisect.bisect_left(records, iteration, key=lambda record: record.iteration)
+    if history.log_path is None or place == len(records) or records[place].iteration != iteration:
+        return ()
+    number = records[place].line
+    line = next(itertools.islice(read_lines(history.log_path), number - 1, None), "")
+    return (Evidence(str(history.log_path), number, _excerpt(line, metric)),)
+
+
+def _excerpt(line: str, metric: str) -> str:
+    """The parts of an iteration line that matter, with … for what was left out."""
+    if line.startswith("{"):
+        parts = re.findall(rf'"(?:iteration|{re.escape(metric)})": [^,}}]+', line)
+        return "{" + ", … ".join(parts) + ", …}"
+    parts = re.findall(rf"Training +\[[^\]]+\]|(?<=  ){re.escape(metric)}: [^ ]+(?: \([^)]+\))?", line)
+    return "  …  ".join(parts)

@@ -1,5 +1,6 @@
 """Records of one run in, its lineage out: the launches put together, the last branch wins; and the run's history."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -58,6 +59,7 @@ class History:
     knn: iterations done -> k -> top-1 accuracy in percent.
     config: config.yaml of the run (a `franca.config.TrainConfig` as nested mappings) or None; head: what its log says
     about the newest launch that counts. state: state.json. total: the iterations of the whole recipe, where known.
+    test_images: how many images the k-NN accuracies are over, where evaluation.json says so.
     """
 
     name: str
@@ -73,6 +75,7 @@ class History:
     seed: int | None
     total: int | None
     problems: tuple[Problem, ...]
+    test_images: int | None = None
 
     @property
     def done(self) -> int:
@@ -184,8 +187,14 @@ def _load_folder(folder: Path) -> History:
     knn, knn_problems = _load_knn(folder)
     config, config_problems = _load_config(folder / "config.yaml")
     state, state_problems = _load_json(folder / "state.json")
-    problems = (*knn_problems, *config_problems, *state_problems)
-    return _make_history(folder, parsed, text=text, knn=knn, config=config, state=state, problems=problems)
+    evaluation, evaluation_problems = _load_json(folder / "evaluation.json")
+    for done, accuracies in _final_evaluation(evaluation or {}).items():
+        knn.setdefault(done, accuracies)
+    problems = (*knn_problems, *config_problems, *state_problems, *evaluation_problems)
+    history = _make_history(folder, parsed, text=text, knn=knn, config=config, state=state, problems=problems)
+    protocol = (evaluation or {}).get("protocol")
+    test_images = protocol.get("test_images") if isinstance(protocol, Mapping) else None
+    return dataclasses.replace(history, test_images=test_images if isinstance(test_images, int) else None)
 
 
 def _make_history(
@@ -248,6 +257,15 @@ def _load_knn(folder: Path) -> tuple[dict[int, dict[int, float]], list[Problem]]
         if accuracies:
             points[int(match[1]) + 1 if match else 0] = accuracies
     return dict(sorted(points.items())), problems
+
+
+def _final_evaluation(evaluation: Mapping[str, Any]) -> dict[int, dict[int, float]]:
+    """The k-NN point that evaluation.json holds; none where it holds none."""
+    done, accuracies = evaluation.get("iteration"), evaluation.get("knn")
+    if not isinstance(done, int) or not isinstance(accuracies, Mapping):
+        return {}
+    numbers = {int(k): float(value) for k, value in accuracies.items() if k.isdecimal() and isinstance(value, float)}
+    return {done: numbers} if numbers else {}
 
 
 def _load_config(path: Path) -> tuple[Mapping[str, Any] | None, list[Problem]]:

@@ -10,10 +10,11 @@ import yaml
 from reproduce.problems import Problem, capped
 
 # dinov2 logging/__init__.py: "{level}{date} {time} {process} {logger} {file}:{line}] {message}".
-STAMPED = re.compile(r"[DIWEFC]\d{8} \d\d:\d\d:\d\d \d+ \S+ (\S+?):\d+\] (.*)")
+STAMPED = re.compile(r"[DIWEFC]\d{8} \d\d:\d\d:\d\d \d+ \S+ \S+?:\d+\] (.*)")
 SHA = re.compile(r"\bsha: ([0-9a-f]{7,40})\b")
 SCALING = re.compile(r"scaling learning rate; base: ([\d.e+-]+), new: ([\d.e+-]+)")
 ANCHOR = re.compile(r"(?m)(?:^|[\s:\-\[{,])&\w")
+KEY = re.compile(r"\s*(?:- |[\w.-]+:)")
 MESSAGE_LINES = 2000  # a dumped configuration has some hundred
 
 
@@ -71,18 +72,22 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str
 
 
 def _config_messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """The messages that `config.py` logged, with the lines that continue them, and the number of their first line."""
+    """The logged messages that may say what the run is, with the lines that continue them, and their first line.
+
+    Those are one-liners on scaling, and messages that go on with `key: value`; the model's repr, say, does not.
+    """
     start, message = 0, list[str]()
     for number, line in enumerate(lines, 1):
         match = STAMPED.match(line) if line[9:10] == " " else None
-        if match and message:
-            yield start, "\n".join(message)
+        if match:
+            if len(message) > 1 or SCALING.search("".join(message)):
+                yield start, "\n".join(message)
+            start, message = number, [match[1]]
+        elif len(message) == 1 and not KEY.match(line):
             message = []
-        if match and match[1] == "config.py":
-            start, message = number, [match[2]]
-        elif not match and message and len(message) < MESSAGE_LINES:
+        elif message and len(message) < MESSAGE_LINES:
             message.append(line)
-    if message:
+    if len(message) > 1 or SCALING.search("".join(message)):
         yield start, "\n".join(message)
 
 

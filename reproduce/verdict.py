@@ -1,49 +1,36 @@
-"""Checks in, a verdict out: one outcome, one plain sentence, what could not be concluded, an exit code; as JSON too."""
+"""Histories in, a verdict out: one outcome, one plain sentence, what could not be concluded, an exit code; as JSON too.
+
+The false-alarm rate alpha of the spec is shared by the three layers that test what is random: a quarter each to the
+first lines (L1) and to k-NN (L5), half to the loss curves (L4).
+"""
 
 import dataclasses
 import json
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any
 
+from reproduce.bands import LOG_TIME_CORRELATION, SIMULATIONS
 from reproduce.checks import Band, Check
+from reproduce.checks import MetricResult as MetricResult
+from reproduce.conclusions import Grounds, decide, exit_code, say_open_questions, say_outcome
+from reproduce.conclusions import Outcome as Outcome
+from reproduce.curves import BLOCKS_PER_OCTAVE
+from reproduce.layers.ceilings import check_absolute
+from reproduce.layers.configuration import check_configuration
+from reproduce.layers.fingerprint import check_first_lines
+from reproduce.layers.knn import KnnBand, check_knn, make_knn_band, render_knn_band
+from reproduce.layers.losses import FLOOR, POOL, LossBands, check_losses, make_loss_bands, render_bands
+from reproduce.layers.results import make_knn_results, make_loss_results
+from reproduce.layers.schedules import check_schedules
+from reproduce.lineage import History, log_period
+from reproduce.spec import Margins, Spec
 
-T = TypeVar("T")
-
-Outcome = Literal["reproduced", "consistent", "better", "worse", "failed", "on track", "variant", "no reference"]
-MetricState = Literal["reproduced", "consistent", "better", "worse", "unknown"]
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """One headline metric of the run against what it is judged by.
-
-    mine: the run's value, at `iteration` iterations done. target: the published value, None where there is none.
-    basis: what `center` is, e.g. "mean of 10 reference runs" or "published". difference = mine - center.
-    low, high: the confidence interval of the difference at `confidence`. margin: the equivalence margin of the spec.
-    detectable: the smallest true difference that would have been seen (at 50 % power), None where not computable.
-    """
-
-    name: str
-    title: str
-    unit: str
-    state: MetricState
-    iteration: int | None
-    mine: float | None
-    target: float | None
-    target_source: str
-    basis: str
-    center: float | None
-    references: tuple[float, ...]
-    difference: float | None
-    low: float | None
-    high: float | None
-    confidence: float
-    margin: float | None
-    detectable: float | None
-    note: str
+DEFAULT_MARGINS = Margins(alpha=0.01, loss_relative=0.01, knn_points=0.5)
+SHARES = {"L1": 0.25, "L4": 0.5, "L5": 0.25}
 
 
 @dataclass(frozen=True)
@@ -92,6 +79,88 @@ class Verdict:
             return typing.cast(Verdict, _restore(cls, json.loads(text)))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a verdict: {error}") from error
+
+
+def judge(mine: History, references: Sequence[History], *, spec: Spec | None = None) -> Verdict:
+    """Hold a run against its reference runs, its own recipe and, through `spec`, the row's recipe and published value.
+
+    What is missing is a state, not an error: an unfinished run is judged as far as it came, and without reference runs
+    what can be judged alone.
+    """
+    margins = spec.margins if spec else DEFAULT_MARGINS
+    total = mine.total or max((run.total or 0 for run in references), default=0) or None
+    bands = make_loss_bands(mine, references=references, total=total, alpha=margins.alpha * SHARES["L4"])
+    knn_alpha = margins.alpha * SHARES["L5"]
+    knn = make_knn_band(mine, references=references, alpha=knn_alpha)
+    checks = (
+        *check_configuration(mine, references=references, spec=spec),
+        *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
+        *check_schedules(mine, references=references),
+        *check_absolute(mine, references=references),
+        *check_losses(mine, bands=bands),
+        *check_knn(knn, mine=mine, margin=margins.knn_points),
+    )
+    points = margins.knn_points
+    metrics = (
+        *make_knn_results(mine, references=references, band=knn, spec=spec, margin=points, alpha=knn_alpha),
+        *make_loss_results(bands, margin_relative=margins.loss_relative),
+    )
+    grounds = Grounds(mine, tuple(references), checks, metrics, bands, _progress(mine, references, total))
+    outcome = decide(grounds)
+    return Verdict(
+        outcome=outcome,
+        sentence=say_outcome(outcome, grounds),
+        cannot_conclude=say_open_questions(grounds),
+        row=spec.row if spec else None,
+        version=spec.version if spec else None,
+        run=mine.name,
+        done=mine.done,
+        total=total,
+        progress=grounds.progress,
+        checks=checks,
+        metrics=metrics,
+        bands=(*(render_bands(bands) if bands else ()), *((render_knn_band(knn),) if knn else ())),
+        references=tuple(map(_summary, references)),
+        problems=tuple(str(problem) for run in (mine, *references) for problem in run.problems),
+        method=_method(margins, bands, knn),
+        exit_code=exit_code(outcome, grounds),
+    )
+
+
+def _progress(mine: History, references: Sequence[History], total: int | None) -> float | None:
+    """The share of the recipe that is done; of the longest reference run where no log says how long the recipe is.
+
+    A text log stops at the last multiple of its period: less than one period short counts as done.
+    """
+    of = total or max((run.done for run in references), default=0)
+    if not of:
+        return None
+    short = of - mine.done
+    return 1.0 if short < log_period(mine.lineage.records) else mine.done / of
+
+
+def _summary(run: History) -> ReferenceSummary:
+    return ReferenceSummary(run.name, str(run.path), run.seed, run.done, len(run.lineage.launches))
+
+
+def _method(margins: Margins, bands: LossBands | None, knn: KnnBand | None) -> dict[str, float]:
+    """The numbers that the method was run with."""
+    numbers = {
+        "alpha": margins.alpha,
+        **{f"alpha_{layer}": margins.alpha * share for layer, share in SHARES.items()},
+        "margin_loss_relative": margins.loss_relative,
+        "margin_knn_points": margins.knn_points,
+        "blocks_per_octave": float(BLOCKS_PER_OCTAVE),
+        "pool_blocks": float(POOL),
+        "floor_relative": FLOOR,
+        "correlation_length_log_time": LOG_TIME_CORRELATION,
+        "simulations": float(SIMULATIONS),
+    }
+    if bands is not None and math.isfinite(bands.limits.critical):
+        numbers |= {"critical_losses": bands.limits.critical, "references_losses": float(len(bands.runs))}
+    if knn is not None and math.isfinite(knn.limits.critical):
+        numbers |= {"critical_knn": knn.limits.critical, "references_knn": float(len(knn.references))}
+    return numbers
 
 
 def _restore(kind: Any, value: Any) -> Any:

@@ -1,0 +1,242 @@
+"""Checks and results in, what they say together out: the outcome, one plain sentence, what could not be concluded."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from reproduce.bands import LOG_TIME_CORRELATION
+from reproduce.checks import Check, MetricResult, plural
+from reproduce.layers.fingerprint import identical_run
+from reproduce.layers.losses import LossBands, detectable_shares
+from reproduce.layers.results import KNN
+from reproduce.lineage import History
+
+Outcome = Literal["reproduced", "consistent", "better", "worse", "failed", "on track", "variant", "no reference"]
+
+FEW = 5  # reference runs: with fewer, a band is so wide that it says little
+CERTAIN = ("L0", "L1", "L2", "L3")  # layers that a deviation of the training's own randomness does not reach
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What an outcome rests on. `progress` is the share of the recipe that is done, None where that is not known."""
+
+    mine: History
+    references: tuple[History, ...]
+    checks: tuple[Check, ...]
+    metrics: tuple[MetricResult, ...]
+    bands: LossBands | None
+    progress: float | None
+
+    @property
+    def knn(self) -> MetricResult | None:
+        return next((result for result in self.metrics if result.name == KNN), None)
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.state == "fail")
+
+    @property
+    def finished(self) -> bool:
+        return self.progress is not None and self.progress >= 1
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything that the run did was held against another run or a published value."""
+        own = ("schedule-", "recipe-")
+        against = [check for check in self.checks if check.layer != "L3" and not check.id.startswith(own)]
+        return any(check.state != "unknown" for check in against) or any(m.state != "unknown" for m in self.metrics)
+
+    @property
+    def ground(self) -> str:
+        return plural(len(self.references), "reference run")
+
+
+def decide(grounds: Grounds) -> Outcome:
+    """The outcome. A run of another recipe is a variant whatever it shows; what no randomness explains is a failure.
+
+    k-NN decides, loss diagnoses: a significant k-NN difference names the outcome before a loss curve does. Equality
+    is claimed of a finished run alone, and with fewer than three reference runs only of one that repeats another.
+    """
+    knn = grounds.knn
+    if any(check.layer == "L0" and check.state == "warn" for check in grounds.checks):
+        return "variant"
+    if any(check.layer in CERTAIN for check in grounds.failed):
+        return "failed"
+    if knn is not None and knn.state in ("better", "worse"):
+        return "better" if knn.state == "better" else "worse"
+    if grounds.failed:
+        return "failed"
+    if not grounds.compared:
+        return "no reference"
+    if not grounds.finished:
+        return "on track"
+    deciding = (knn,) if knn is not None else grounds.metrics
+    if not deciding or all(result.state == "unknown" for result in deciding):
+        return "no reference"
+    warned = any(check.state == "warn" for check in grounds.checks)
+    equal = all(result.state == "reproduced" for result in deciding) and not warned and _at_the_end(grounds)
+    enough = len(grounds.references) >= 3 or (knn is not None and knn.target is not None) or _twin(grounds) is not None
+    return "reproduced" if equal and enough else "consistent"
+
+
+def exit_code(outcome: Outcome, grounds: Grounds) -> int:
+    """0: nothing contradicts the row. 1: something does. 3: not enough evidence for either."""
+    if outcome == "variant":
+        deviates = grounds.failed or (grounds.knn is not None and grounds.knn.state in ("better", "worse"))
+        return 1 if deviates else 0 if grounds.compared else 3
+    return {"better": 1, "worse": 1, "failed": 1, "no reference": 3}.get(outcome, 0)
+
+
+def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
+    """The outcome in one plain sentence, with the numbers that it rests on."""
+    if outcome == "failed":
+        return f"Failed at {_say_failures(grounds)}"
+    if outcome == "no reference":
+        return _say_nothing_compared(grounds)
+    if outcome == "on track":
+        done = f"{grounds.mine.done:,}" + (f" of {_total(grounds):,}" if _total(grounds) else "")
+        percent = f"at {100 * (grounds.progress or 0):.3g} % " if grounds.progress is not None else ""
+        return f"On track {percent}({done} iterations): nothing so far differs from {_what(grounds)}."
+    if outcome == "variant":
+        differs = " ".join(check.finding for check in grounds.checks if check.layer == "L0" and check.state == "warn")
+        rest = (
+            f"It fails at {_say_failures(grounds)}"
+            if grounds.failed
+            else f"No check found a deviation. {_say_results(grounds)}"
+        )
+        return f"A variant, not the row: {_lower(differs)} {rest}".strip()
+    if outcome in ("better", "worse"):
+        losses = [check for check in grounds.failed if check.layer == "L4" and check.iteration is not None]
+        first = min(losses, key=lambda check: check.iteration or 0, default=None)
+        more = f" The losses part first at iteration {first.iteration:,}." if first else " The losses do not show it."
+        return f"{outcome.capitalize()}: {_say_results(grounds)}{more if grounds.bands else ''}"
+    word = "Reproduced" if outcome == "reproduced" else "Consistent, though equality is not shown"
+    return f"{word}: {_say_results(grounds)} No check found a deviation."
+
+
+def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
+    """What the evidence does not settle, each in a sentence."""
+    return tuple(
+        sentence
+        for sentence in (
+            *_say_references(grounds),
+            *_say_detectable(grounds),
+            _say_forecast(grounds),
+            _say_twin(grounds),
+            grounds.bands.left_out if grounds.bands else "",
+            "" if grounds.knn else "How good the features are: no k-NN accuracy was compared.",
+            ""
+            if grounds.knn is None or _at_the_end(grounds)
+            else "The final k-NN accuracy: the run's end was not evaluated.",
+            *(result.note for result in grounds.metrics if result.name == KNN),
+            *(f"{check.title}: {_lower(check.finding)}" for check in grounds.checks if check.state == "unknown"),
+        )
+        if sentence
+    )
+
+
+def _say_failures(grounds: Grounds) -> str:
+    first = min(grounds.failed, key=lambda check: check.layer)
+    others = [check.title for check in grounds.failed if check is not first]
+    more = f" Failed as well: {', '.join(others[:4])}{' and others' if len(others) > 4 else ''}." if others else ""
+    return f"{first.layer}: {first.finding}{more}"
+
+
+def _say_results(grounds: Grounds) -> str:
+    """The deciding result: k-NN, or the losses where there is no k-NN."""
+    knn = grounds.knn
+    if knn is not None and knn.mine is not None and knn.difference is not None and knn.margin is not None:
+        side = "above" if knn.difference >= 0 else "below"
+        basis = "the published value" if knn.basis == "published value" else f"the {knn.basis}"
+        return (
+            f"k-NN top-1 is {knn.mine:.2f} % after {knn.iteration:,} iterations, {abs(knn.difference):.2f} points "
+            f"{side} {basis}; the 90 % interval of the difference, {knn.low:+.2f} to {knn.high:+.2f}, {_where(knn)} "
+            f"the margin of ±{knn.margin:g}."
+        )
+    losses = [result for result in grounds.metrics if result.margin]
+    if not losses:
+        return ""
+    inside = sum(result.state == "reproduced" for result in losses)
+    noun = "loss lies" if len(losses) == 1 else "losses lie"
+    return f"over the last octave {inside} of {len(losses)} {noun} surely within the margin around {grounds.ground}."
+
+
+def _where(result: MetricResult) -> str:
+    assert result.low is not None
+    assert result.high is not None
+    assert result.margin is not None
+    if -result.margin < result.low and result.high < result.margin:
+        return "lies inside"
+    return "reaches beyond" if result.low < result.margin and result.high > -result.margin else "lies outside"
+
+
+def _say_nothing_compared(grounds: Grounds) -> str:
+    passed = sum(check.state == "pass" for check in grounds.checks)
+    alone = f" What can be judged alone passes: {plural(passed, 'check')}." if passed else ""
+    if not grounds.mine.lineage.records:
+        return "Nothing to judge: the log has no iteration lines."
+    if grounds.references:
+        return f"Nothing that decides could be compared with {grounds.ground}.{alone}"
+    return f"Nothing to hold the run against: no reference run and no published value.{alone}"
+
+
+def _say_references(grounds: Grounds) -> list[str]:
+    count = len(grounds.references)
+    if not count:
+        return ["Whether the training took the published course: there is no log to compare with."]
+    if count < 3:
+        return [f"How far runs of this recipe lie apart: {grounds.ground} cannot show it, and it is estimated."]
+    return [f"Small differences: {count} reference runs make for wide limits."] if count < FEW else []
+
+
+def _say_detectable(grounds: Grounds) -> list[str]:
+    found = []
+    knn = grounds.knn
+    if knn is not None and knn.detectable is not None:
+        found.append(f"A k-NN difference below {knn.detectable:.2g} points would not have been seen.")
+    shares = detectable_shares(grounds.bands) if grounds.bands else {}
+    if shares:
+        listed = ", ".join(f"{100 * share:.2g} % of {metric}" for metric, share in shares.items())
+        found.append(f"A loss that differs by less at the last compared block would not have been seen: {listed}.")
+    return found
+
+
+def _say_forecast(grounds: Grounds) -> str:
+    """How much of a deviation seen now is expected at the end: the correlation of wander in log time."""
+    if grounds.finished or not grounds.progress or not grounds.mine.lineage.records:
+        return ""
+    share = math.exp(math.log(grounds.progress) / LOG_TIME_CORRELATION)
+    return f"The rest of the run: of a deviation seen now, {100 * share:.0f} % is to be expected at the end."
+
+
+def _say_twin(grounds: Grounds) -> str:
+    twin = _twin(grounds)
+    return f"How far another seed may fall: this run repeats {twin.name} number for number." if twin else ""
+
+
+def _twin(grounds: Grounds) -> History | None:
+    return identical_run(grounds.mine, grounds.references)
+
+
+def _at_the_end(grounds: Grounds) -> bool:
+    """Whether the k-NN result, where there is one, is of the run's last iteration."""
+    return grounds.knn is None or (grounds.knn.iteration or 0) >= grounds.mine.done
+
+
+def _total(grounds: Grounds) -> int | None:
+    return grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0) or None
+
+
+def _what(grounds: Grounds) -> str:
+    return (
+        f"the {grounds.ground}"
+        if len(grounds.references) > 1
+        else "the reference run"
+        if grounds.references
+        else "what is published"
+    )
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

@@ -1,0 +1,155 @@
+"""L5: the k-NN accuracy of the teacher, over the run and at its end: what decides the row."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reproduce.bands import Limits, spread_band, t_quantile
+from reproduce.checks import Band, Check, CheckState, Evidence, plural
+from reproduce.layers.configuration import known_recipe
+from reproduce.layers.losses import finite
+from reproduce.lineage import History
+
+Array = NDArray[np.float64]
+
+POOL = 1  # evaluations each way
+FLOOR_POINTS = 0.05 / math.sqrt(3)  # a published accuracy is rounded to 0.1
+IMAGENET_SPREAD_POINTS = 0.15  # standard deviation between seeds on 50,000 images; an assumption, of no measurement
+CONFIDENCE = 0.9  # of the interval that must lie inside the margin: two one-sided tests at 5 %
+NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, eq=False)
+class KnnBand:
+    """Accuracies in percent at common evaluations. done [p] iterations, mine [p], references [n, p]."""
+
+    k: int
+    done: NDArray[np.int64]
+    mine: Array
+    references: Array
+    limits: Limits
+    assumed: bool
+
+    @property
+    def z(self) -> Array:
+        return np.asarray(self.limits.standardize(self.mine[None])[0])
+
+
+def primary_k(mine: History, references: Sequence[History]) -> int | None:
+    """The number of neighbors that is compared: 10 where all have it, else the smallest that all have."""
+    runs = [run for run in (mine, *references) if run.knn]
+    common = set.intersection(*({k for point in run.knn.values() for k in point} for run in runs)) if runs else set()
+    return 10 if 10 in common else min(common, default=None)
+
+
+def make_knn_band(mine: History, *, references: Sequence[History], alpha: float) -> KnnBand | None:
+    """The band over the evaluations that mine and all references with any share; None where there is none."""
+    runs = [run for run in references if run.knn]
+    k = primary_k(mine, runs)
+    if k is None or not runs or not mine.knn:
+        return None
+    planned = sorted(set.intersection(*({done for done, point in run.knn.items() if k in point} for run in runs)))
+    if not planned:
+        return None
+    theirs = np.array([[run.knn[done][k] for done in planned] for run in runs])
+    own = np.array([mine.knn.get(done, {}).get(k, np.nan) for done in planned])
+    if not np.isfinite(own).any():
+        return None
+    if len(runs) >= 3:
+        floor = np.full((1, len(planned)), FLOOR_POINTS)
+        limits = spread_band(theirs[:, None], floor=floor, pool=POOL, alpha=alpha)
+    else:
+        center = theirs.mean(axis=0)
+        spreads = [assumed_spread(mine, accuracy) for accuracy in center]
+        scale = np.hypot(spreads, FLOOR_POINTS) * math.sqrt(1 + 1 / len(runs))
+        limits = Limits(center[None], scale[None], NORMAL.inv_cdf(1 - alpha / (2 * len(planned))))
+    return KnnBand(k, np.array(planned, dtype=np.int64), own, theirs, limits, assumed=len(runs) < 3)
+
+
+def assumed_spread(history: History, accuracy: float) -> float:
+    """The standard deviation between seeds to assume where fewer than three runs can tell, in points.
+
+    0.15 on ImageNet-1k. Elsewhere that of independent errors on each test image, which two seeds do not exceed; of
+    100 images where their number is not known.
+    """
+    if known_recipe(history).get("data.evaluation_dataset") == "imagenet1k":
+        return IMAGENET_SPREAD_POINTS
+    share = min(max(accuracy / 100, 0.01), 0.99)
+    return 100 * math.sqrt(share * (1 - share) / (history.test_images or 100))
+
+
+def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Check, ...]:
+    """The curve against its band. A deviation at the end that is surely within the margin is a warning only."""
+    if band is None:
+        return ()
+    z, critical = band.z, band.limits.critical
+    known = np.flatnonzero(np.isfinite(z))
+    outside = known[np.abs(z[known]) > critical]
+    ground = plural(len(band.references), "reference run")
+    worst = int(known[np.argmax(np.abs(z[known]))])
+    check = Check(
+        id="knn-curve",
+        layer="L5",
+        title=f"k-NN over the run, k = {band.k}",
+        state="pass",
+        finding=f"|z| is {abs(z[worst]):.1f} at most over {plural(len(known), 'evaluation')}; limit {critical:.1f}.",
+        value=float(abs(z[worst])),
+        limit=float(critical),
+        unit="|z|",
+        iteration=None,
+        evidence=(),
+        says=f"At no evaluation is the teacher better or worse than one more run like the {ground} would be.",
+        cannot_say="How good the features are at anything but this k-NN.",
+    )
+    if band.assumed:
+        check = dataclasses.replace(
+            check, cannot_say=f"{check.cannot_say} The spread between seeds is assumed, not measured."
+        )
+    if not len(outside):
+        return (check,)
+    first = int(outside[0])
+    done = int(band.done[first])
+    low, high = interval(band, first)
+    within = -margin < low and high < margin
+    finding = (
+        f"{band.mine[first]:.2f} % after {done:,} iterations where {ground} have {band.limits.center[0, first]:.2f} % "
+        f"(z = {z[first]:+.1f}, limit {critical:.1f})" + (", yet surely within the margin." if within else ".")
+    )
+    folder = f"eval/training_{done - 1}" if done else "eval/untrained"
+    source = Evidence(str(mine.path / folder), None, f"k = {band.k}: {band.mine[first]:.4f} %")
+    state: CheckState = "warn" if within or band.assumed else "fail"
+    return (dataclasses.replace(check, state=state, finding=finding, iteration=done, evidence=(source,)),)
+
+
+def interval(band: KnnBand, place: int) -> tuple[float, float]:
+    """The 90 % interval of (the mean of runs like mine) - (the mean of runs like the references), at one evaluation."""
+    tail = (1 + CONFIDENCE) / 2
+    quantile = NORMAL.inv_cdf(tail) if band.assumed else t_quantile(tail, degrees=len(band.references) - 1)
+    difference = band.mine[place] - band.limits.center[0, place]
+    reach = quantile * band.limits.scale[0, place]
+    return float(difference - reach), float(difference + reach)
+
+
+def render_knn_band(band: KnnBand) -> Band:
+    """The band as a report draws it."""
+    center, reach = band.limits.center[0], band.limits.critical * band.limits.scale[0]
+    done = tuple(band.done.tolist())
+    return Band(
+        metric="knn_top1",
+        kind="knn",
+        statistic=f"k = {band.k}",
+        starts=done,
+        ends=done,
+        mine=finite(band.mine),
+        center=finite(center),
+        lower=finite(center - reach),
+        upper=finite(center + reach),
+        z=finite(band.z),
+        critical=float(band.limits.critical),
+        references=len(band.references),
+    )

@@ -1,0 +1,191 @@
+"""L4: the loss curves, in block means, against the simultaneous band of the reference runs."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reproduce.bands import Limits, spread_band, wander_band
+from reproduce.checks import Band, Check, plural, quote
+from reproduce.curves import BLOCKS_PER_OCTAVE, FIRST_BLOCK, LOSSES, Blocks, block_edges, has_exact_means, make_blocks
+from reproduce.layers.schedules import BATCH
+from reproduce.lineage import History, log_period
+
+Array = NDArray[np.float64]
+
+POOL = 4  # blocks: the spread is pooled over an octave each way
+FLOOR = 5e-4  # of the loss: below it, standard deviations are other kernels' rounding
+AMBER = 0.75  # of the critical value, sustained over half an octave
+AMBER_BLOCKS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class LossBands:
+    """Block means of all losses that can be compared, and their limits. mine [c, b], references [n, c, b].
+
+    `scales` [c] are what a share of a loss refers to: its size, or its range where it crosses zero.
+    """
+
+    metrics: tuple[str, ...]
+    statistic: str
+    edges: NDArray[np.int64]
+    mine: Array
+    references: Array
+    scales: Array
+    limits: Limits
+    runs: tuple[History, ...]
+    left_out: str
+
+    @property
+    def z(self) -> Array:
+        return self.limits.standardize(self.mine)
+
+
+def make_loss_bands(
+    mine: History, *, references: Sequence[History], total: int | None, alpha: float
+) -> LossBands | None:
+    """The losses of all runs in the same blocks and the same statistic; None where nothing can be compared."""
+    runs = _usable(mine, references)
+    logged = [run.lineage.records[-1].values for run in (mine, *runs) if run.lineage.records]
+    metrics = tuple(metric for metric in LOSSES if all(metric in values for values in logged))
+    metrics, left_out = _without_koleo(metrics, mine, runs)
+    if not runs or not metrics or not mine.lineage.records:
+        return None
+    exact = all(has_exact_means(run, metric) for run in (mine, *runs) for metric in metrics)
+    longest = max(run.lineage.records[-1].iteration for run in runs)
+    last = longest if total is None or longest >= total - 1 else total - 1
+    edges = block_edges(last, period=log_period(runs[0].lineage.records), first=max(FIRST_BLOCK, last // 1000))
+    if len(edges) < 2:
+        return None
+    blocks = [[make_blocks(run, metric, edges=edges, exact=exact) for metric in metrics] for run in (mine, *runs)]
+    means = np.array([[block.means for block in row] for row in blocks])
+    theirs = means[1:]
+    if not np.isfinite(means).all(axis=(0, 1)).any():
+        return None
+    scales = _scales(theirs)
+    limits = _limits(blocks, theirs, floor=FLOOR * np.broadcast_to(scales[:, None], theirs.shape[1:]), alpha=alpha)
+    statistic = blocks[0][0].statistic
+    return LossBands(metrics, statistic, edges, means[0], theirs, scales, limits, tuple(runs), left_out)
+
+
+def check_losses(mine: History, *, bands: LossBands | None) -> tuple[Check, ...]:
+    """One check a loss: inside the band in every block so far, or where it left it first."""
+    if bands is None:
+        return ()
+    return tuple(_check_loss(mine, bands, place) for place in range(len(bands.metrics)))
+
+
+def render_bands(bands: LossBands) -> tuple[Band, ...]:
+    """The bands as a report draws them."""
+    limits, z = bands.limits, bands.z
+    reach = limits.critical * limits.scale
+    return tuple(
+        Band(
+            metric=metric,
+            kind="loss",
+            statistic=bands.statistic,
+            starts=tuple((bands.edges[:-1] + 1).tolist()),
+            ends=tuple((bands.edges[1:] + 1).tolist()),
+            mine=finite(bands.mine[place]),
+            center=finite(limits.center[place]),
+            lower=finite((limits.center - reach)[place]),
+            upper=finite((limits.center + reach)[place]),
+            z=finite(z[place]),
+            critical=float(limits.critical),
+            references=len(bands.runs),
+        )
+        for place, metric in enumerate(bands.metrics)
+    )
+
+
+def finite(values: Array) -> tuple[float | None, ...]:
+    """Numbers for JSON: None where they are not finite."""
+    return tuple(float(value) if np.isfinite(value) else None for value in values)
+
+
+def detectable_shares(bands: LossBands) -> dict[str, float]:
+    """Per loss, the deviation that would have left the band at the last compared block, as a share of its scale."""
+    known = np.isfinite(bands.z)
+    shares = {}
+    for place, metric in enumerate(bands.metrics):
+        if known[place].any():
+            block = int(np.flatnonzero(known[place])[-1])
+            shares[metric] = float(bands.limits.critical * bands.limits.scale[place, block] / bands.scales[place])
+    return shares
+
+
+def _usable(mine: History, references: Sequence[History]) -> list[History]:
+    """The references that came far enough; all, where that leaves fewer than three."""
+    reach = min(mine.done, max((run.done for run in references), default=0))
+    far = [run for run in references if run.done >= 0.95 * reach and run.lineage.records]
+    return far if len(far) >= min(3, len(references)) else [run for run in references if run.lineage.records]
+
+
+def _without_koleo(
+    metrics: tuple[str, ...], mine: History, references: Sequence[History]
+) -> tuple[tuple[str, ...], str]:
+    """KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss."""
+    batches = {run.lineage.records[-1].values.get(BATCH) for run in (mine, *references) if run.lineage.records}
+    if len(batches) > 1 and "koleo_loss" in metrics:
+        kept = tuple(metric for metric in metrics if metric != "koleo_loss")
+        return kept, "koleo_loss is not compared: the batch per process differs, so its neighbors are others."
+    return metrics, ""
+
+
+def _scales(references: Array) -> Array:
+    """Per loss, its median size over the run, or its range where that is larger, by the references' mean."""
+    center = references.mean(axis=0)
+    return np.asarray(
+        np.fmax(np.nanmedian(np.abs(center), axis=1), np.nanmax(center, axis=1) - np.nanmin(center, axis=1))
+    )
+
+
+def _limits(blocks: list[list[Blocks]], references: Array, *, floor: Array, alpha: float) -> Limits:
+    if len(references) >= 3:
+        return spread_band(references, floor=floor, pool=POOL, alpha=alpha)
+    errors = np.array([[block.errors for block in row] for row in blocks])
+    octaves = references.shape[-1] / BLOCKS_PER_OCTAVE
+    return wander_band(references, errors=errors[1:], my_errors=errors[0], floor=floor, octaves=octaves, alpha=alpha)
+
+
+def _check_loss(mine: History, bands: LossBands, place: int) -> Check:
+    metric, z, critical = bands.metrics[place], bands.z[place], bands.limits.critical
+    known = np.flatnonzero(np.isfinite(z))
+    ground = plural(len(bands.runs), "reference run")
+    check = Check(
+        id=f"band-{metric}",
+        layer="L4",
+        title=f"{metric} in its band",
+        state="unknown",
+        finding=f"{metric} has no finished block in common with the reference runs.",
+        value=None,
+        limit=float(critical),
+        unit="|z|",
+        iteration=None,
+        evidence=(),
+        says=f"In no block does {metric} differ from {ground} by more than one more run of that kind would.",
+        cannot_say="Whether a smaller difference is there, or one that leaves the losses alone.",
+    )
+    if not len(known):
+        return check
+    worst = int(known[np.argmax(np.abs(z[known]))])
+    check = dataclasses.replace(check, value=float(abs(z[worst])))
+    outside = known[np.abs(z[known]) > critical]
+    if not len(outside):
+        near = np.abs(np.nan_to_num(z)) > AMBER * critical
+        sustained = near[1:] & near[:-1]
+        span = f"{plural(len(known), 'block')} to iteration {int(bands.edges[1:][known[-1]]):,}"
+        finding = f"|z| is {abs(z[worst]):.1f} at most over {span}; the limit is {critical:.1f}."
+        return dataclasses.replace(check, state="warn" if sustained.any() else "pass", finding=finding)
+    first = int(outside[0])
+    start, end = int(bands.edges[first]), int(bands.edges[first + 1])
+    nearest = bands.runs[int(np.argmin(np.abs(bands.references[:, place, first] - bands.mine[place, first])))]
+    finding = (
+        f"{metric} leaves the band at iterations {start:,} to {end:,}: {bands.mine[place, first]:.5g} where {ground} "
+        f"have {bands.limits.center[place, first]:.5g} (z = {z[first]:+.1f}, limit {critical:.1f}), "
+        f"and is outside in {len(outside)} of {len(known)} blocks."
+    )
+    evidence = (*quote(mine, end, metric=metric), *quote(nearest, end, metric=metric))
+    return dataclasses.replace(check, state="fail", finding=finding, iteration=end, evidence=evidence)
