@@ -4,13 +4,14 @@ Training depends on the values that determine its result, never on the files tha
 comment must not cost a month of GPUs. A run that is finished answers at once when DVC asks for it again.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import itertools
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from reproduce.errors import SpecError
+from reproduce.compose import compose
 from reproduce.spec import RowSummary
 
 HEADER = """\
@@ -18,10 +19,10 @@ HEADER = """\
 # `dvc repro ROW` trains, evaluates, judges and reports one row. Training depends on parameters of the recipe alone.
 """
 ENVIRONMENT = 'PATH="$PATH:$PWD/.venv/bin"'  # for .venv/bin/dvc called from a shell in which .venv is not active
-TRAINED = ("checkpoints", "eval", "log.txt", "training_metrics.json", "state.json", "environment.json")
 LOGS = ("eval", "log.txt", "training_metrics.json", "state.json")
+RECORDS = ("config.yaml", "environment.json", "provenance.json")
+TRAINED = ("checkpoints", *LOGS, *RECORDS)
 TRAINING_KEYS = ("recipe", "seed", "version")
-DESCRIPTIVE_GROUPS = ("claims",)  # what a row says, not what it runs
 JUDGING_CODE = (
     "reproduce/checks.py",
     "reproduce/curves.py",
@@ -37,7 +38,7 @@ Stage = dict[str, Any]
 
 
 def render_pipeline(rows: Sequence[RowSummary], *, root: Path) -> str:
-    """The text of `dvc.yaml` for these rows. Raises `SpecError` where a config group that a row names is absent."""
+    """The text of `dvc.yaml` for these rows. Raises `SpecError` where one of them is not valid."""
     stages: dict[str, Stage] = {}
     for row in rows:
         stages |= make_stages(row, root=root)
@@ -46,68 +47,68 @@ def render_pipeline(rows: Sequence[RowSummary], *, root: Path) -> str:
 
 def make_stages(row: RowSummary, *, root: Path) -> dict[str, Stage]:
     """The stages of one row; the last bears the row's name, so that `dvc repro ROW` does them all."""
-    path = row.path.relative_to(root)
-    groups = list(dict.fromkeys(_find_groups(row.path, root=root)))
+    composed = compose(row.row, root=root)
+    path = _relative(composed.path, root=root)
+    groups = {_relative(document.path, root=root): package for package, document in composed.documents[:-1]}
     run = f"runs/{row.row}@{row.version}/main"
-    logs = [f"{run}/{name}" for name in LOGS]
-    log = yaml.safe_load(row.path.read_text())["published_log"]
-    references = list(log["local"])
-    training = [group for group in groups if Path(group).parts[1] not in DESCRIPTIVE_GROUPS]
+    logs = [f"{run}/{name}" for name in (*LOGS, "evaluation.json")]
+    records = [f"{run}/{name}" for name in RECORDS]
+    log = composed.mapping["published_log"]
+    references = [_without_pattern(file) for file in log["local"]]
     return {
-        **(_make_fetch(row, path=path, local=references) if log["state"] == "published" else {}),
+        **(_make_fetch(row, path=path, files=log["local"]) if log["state"] == "published" else {}),
         f"{row.row}-train": {
-            "desc": f"Train {row.title}; what is there is continued",
+            "desc": f"Train {row.title}, or go on where it was cut off",
             "cmd": _command("train", row.row),
-            "params": [{str(path): list(TRAINING_KEYS)}, *({group: None} for group in training)],
+            "params": [
+                {path: list(TRAINING_KEYS)},
+                *({file: None} for file, package in groups.items() if package.split(".")[0] == "recipe"),
+            ],
             "outs": [{f"{run}/{name}": {"cache": False, "persist": True}} for name in TRAINED],
         },
         f"{row.row}-evaluate": {
-            "desc": "k-NN of the newest checkpoint",
+            "desc": "k-NN of the newest teacher",
             "cmd": _command("evaluate", row.row),
-            "deps": [f"{run}/checkpoints", "franca/evaluate"],
+            "deps": [f"{run}/eval", "franca/evaluate"],
             "metrics": [{f"{run}/evaluation.json": {"cache": False}}],
         },
         f"{row.row}-judge": {
             "desc": "Hold the run's log against the published one",
             "cmd": _command("judge", row.row, "--exit-zero"),
-            "deps": [str(path), *groups, *logs, f"{run}/evaluation.json", *references, *JUDGING_CODE],
+            "deps": [path, *groups, *logs, *references, *JUDGING_CODE],
             "outs": [{f"reports/{row.row}.json": {"cache": False}}],
         },
         row.row: {
             "desc": "Write the report",
             "cmd": _command("report", row.row),
-            "deps": [f"reports/{row.row}.json", *logs, *references, *REPORTING_CODE],
+            "deps": [f"reports/{row.row}.json", *logs, *records, *references, *REPORTING_CODE],
             "outs": [{f"reports/{row.row}.{kind}": {"cache": False}} for kind in ("html", "svg")],
         },
     }
 
 
-def _make_fetch(row: RowSummary, *, path: Path, local: list[str]) -> dict[str, Stage]:
+def _make_fetch(row: RowSummary, *, path: str, files: Sequence[str]) -> dict[str, Stage]:
     """A stage, not a DVC import: with an import in the project, even `dvc status` needs the network."""
     return {
         f"{row.row}-fetch": {
             "desc": "Download the published log and verify it",
             "cmd": _command("fetch", row.row),
-            "params": [{str(path): ["published_log"]}],
-            "outs": [{file: {"cache": False, "persist": True}} for file in local],
+            "params": [{path: ["published_log"]}],
+            "outs": [{file: {"cache": False, "persist": True}} for file in files],
         }
     }
 
 
+def _relative(path: Path, *, root: Path) -> str:
+    return path.resolve().relative_to(root).as_posix()
+
+
+def _without_pattern(file: str) -> str:
+    """The folder in which a pattern looks, for DVC depends on names alone; a plain name as it is."""
+    parts = PurePosixPath(file).parts
+    plain = itertools.takewhile(lambda part: not any(character in part for character in "*?["), parts)
+    return PurePosixPath(*plain).as_posix()
+
+
 def _command(*words: str) -> str:
     return " ".join((ENVIRONMENT, "reproduce", *words))
-
-
-def _find_groups(path: Path, *, root: Path) -> Iterator[str]:
-    """The files that Hydra composes a file from, itself left out, by their paths inside the project."""
-    for entry in (yaml.safe_load(path.read_text()) or {}).get("defaults", ()):
-        if entry == "_self_":
-            continue
-        for group, names in entry.items() if isinstance(entry, dict) else ((None, entry),):
-            folder = path.parent if group is None else root / "experiments" / group.partition("@")[0]
-            for name in [names] if isinstance(names, str) else names:
-                file = folder / f"{name}.yaml"
-                if not file.is_file():
-                    raise SpecError(f"no config group {file.relative_to(root)}", path=path)
-                yield from _find_groups(file, root=root)
-                yield file.relative_to(root).as_posix()

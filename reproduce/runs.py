@@ -105,7 +105,7 @@ def read_state(folder: Path) -> RunState | None:
         said = None if error is None else f"{error['type']}: {error['message']} ({error['where']})"
         return RunState(found["state"], found["iteration"], found["of"], found["images_per_second"], said)
     except (KeyError, TypeError) as error:
-        raise RunError(f"not a run's state: {error} is missing", path=path) from error
+        raise RunError(f"not a run's state: {error!r}", path=path) from error
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:

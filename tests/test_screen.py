@@ -5,9 +5,12 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 from reproduce.progress import Progress
 from reproduce.screen import PlainScreen
+
+HERE = Path(__file__).parent
 
 
 def at(done: int, knn: float | None = None) -> Progress:
@@ -30,14 +33,14 @@ def test_plain_lines_are_few() -> None:
 def test_live_bar_fits_one_line_and_keeps_what_was_said() -> None:
     """On a terminal the bar moves in place; a line said in between stays as it was, brackets and all."""
     script = (
-        "from tests.test_screen import at; from reproduce.screen import LiveScreen; screen = LiveScreen()\n"
+        "from test_screen import at; from reproduce.screen import LiveScreen; screen = LiveScreen()\n"
         "screen.say('runs/a@1/[main]: training')\n"
         "for done in range(0, 101, 50): screen.show(at(done, knn=91.25))\n"
         "screen.end(); screen.say('done')"
     )
     parent, child = pty.openpty()
     environment = {**os.environ, "COLUMNS": "60", "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=child, stderr=child, env=environment)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=child, stderr=child, env=environment, cwd=HERE)
     os.close(child)
     output = b""
     try:

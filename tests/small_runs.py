@@ -1,0 +1,42 @@
+"""A run of the digits row that is small enough to be trained in a test, resolved for this machine."""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from recipes import make_recipe, make_train_config
+
+from reproduce.resolve import Resolved, Site
+from reproduce.spec import Spec, load_spec
+
+ROOT = Path(__file__).parents[1]
+LOCAL = Site(
+    name="local",
+    executor="local",
+    device="cpu",
+    nodes=1,
+    gpus_per_node=0,
+    batch_per_gpu_max=None,
+    workers=0,
+    threads=1,
+    data_roots={},
+    slurm=None,
+    paths=(),
+)
+
+
+@cache
+def digits() -> Spec:
+    return load_spec("digits", root=ROOT)
+
+
+def make_resolved(folder: Path, *, seed: int = 0, recipe: dict[str, Any] | None = None, **execution: Any) -> Resolved:
+    """A run in `folder` of the tests' small recipe with some of its keys replaced; it trains in seconds."""
+    small = {"iterations": 40, "global_batch": 8, "evaluation": {"period_iterations": 20}, **(recipe or {})}
+    period = {"checkpoint_period_iterations": 20, "log_period_iterations": 5}
+    config = make_train_config(make_recipe(**small), seed=seed, **{**period, **execution})
+    spec = dataclasses.replace(digits(), recipe=config.recipe, fingerprint=config.fingerprint, seed=seed)
+    return Resolved(
+        spec=spec, site=LOCAL, config=config, run="main", folder=folder, nodes=1, tasks_per_node=1, notes=()
+    )
