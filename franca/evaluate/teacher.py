@@ -27,12 +27,14 @@ class Teacher:
 
 
 def save_teacher(model: VisionTransformer, *, path: Path, config: TrainConfig) -> None:
-    """Write a backbone, whole or not at all, with the fingerprint of the recipe that it was trained by."""
+    """Write a backbone, whole or not at all, with the fingerprint of the recipe that it was trained by.
+
+    Equal weights make equal files: the fingerprint is the only entry because safetensors orders several at random.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    metadata = {"row": config.row, "version": str(config.version), "fingerprint": config.fingerprint}
-    save_file(weights, temporary, metadata=metadata)
+    save_file(weights, temporary, metadata={"fingerprint": config.fingerprint})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -52,10 +54,11 @@ def load_newest_teacher(folder: Path, *, config: TrainConfig) -> Teacher:
         )
     iterations = max(found)
     path = found[iterations]
-    _check_recipe(path, config)
+    weights = load_weights(path)
+    _check_recipe(path, folder, config)
     model = VisionTransformer(config.recipe.model, grid=config.recipe.crops.global_px // config.recipe.model.patch_px)
     try:
-        load_backbone(model, load_weights(path))
+        load_backbone(model, weights)
     except WeightsError as error:
         raise WeightsError(f"{path} is not a teacher of {folder / 'config.yaml'}: {error}") from error
     with path.open("rb") as file:
@@ -71,15 +74,15 @@ def _iterations(path: Path) -> int:
     return int(match[1]) + 1
 
 
-def _check_recipe(path: Path, config: TrainConfig) -> None:
+def _check_recipe(path: Path, folder: Path, config: TrainConfig) -> None:
     """Raise `WeightsError` unless the file, the configuration's fingerprint and its recipe belong together."""
     actual = recipe_fingerprint(config.recipe)
     if config.fingerprint != actual:
         raise WeightsError(
-            f"config.yaml has fingerprint {config.fingerprint} and a recipe of {actual}: it was edited after the run"
+            f"{folder / 'config.yaml'}: its fingerprint is {config.fingerprint} and its recipe's {actual}: it was "
+            f"edited after the run; evaluate with the configuration that the teacher was trained by"
         )
-    load_weights(path)  # names the file if it is damaged, which safe_open would not
     with safe_open(path, framework="pt") as file:
         trained = (file.metadata() or {}).get("fingerprint")
     if trained != config.fingerprint:
-        raise WeightsError(f"{path} was trained by recipe {trained}, not by this run's, {config.fingerprint}")
+        raise WeightsError(f"{path}: was trained by recipe {trained}, not by this run's, {config.fingerprint}")
