@@ -32,13 +32,18 @@ class Composed:
 
     def place_of(self, key: str) -> Place:
         """Where the value of a dotted key was written: the last file that writes it, or the nearest key above it."""
-        while key:
-            for package, document in reversed(self.documents):
-                local = key.removeprefix(f"{package}.") if package else key
-                if (not package or key.startswith(f"{package}.")) and local in document.lines:
-                    return Place(document.path, document.lines[local])
-            key = key.rpartition("[" if key.endswith("]") else ".")[0]
-        return Place(self.path, 1)
+        return find_place(key, documents=self.documents)
+
+
+def find_place(key: str, *, documents: Sequence[tuple[str, Document]]) -> Place:
+    """The place of a dotted key of the composed row; the row's own file, the last document, where none writes it."""
+    while key:
+        for package, document in reversed(documents):
+            local = key.removeprefix(f"{package}.") if package else key
+            if (not package or key.startswith(f"{package}.")) and local in document.lines:
+                return Place(document.path, document.lines[local])
+        key = key.rpartition("[" if key.endswith("]") else ".")[0]
+    return Place(documents[-1][1].path, 1)
 
 
 def find_root(root: Path | None = None) -> Path:
@@ -77,11 +82,11 @@ def row_path(row: str, *, root: Path) -> Path:
     return paths[row]
 
 
-def compose(row: str, *, root: Path, overrides: Sequence[str] = ()) -> Composed:
-    """Compose and validate a row. `overrides` are checked `key=value` texts on the composed row, in Hydra's grammar."""
+def compose(row: str, *, root: Path) -> Composed:
+    """Compose and validate a row. Raises `SpecError` with the file and line of the first mistake."""
     path = row_path(row, root=root)
     documents = tuple(_documents(load_document(path), package="", group="", root=root, above=()))
-    composed = Composed(row, _compose_with_hydra(row, path=path, overrides=overrides), documents)
+    composed = Composed(row, _compose_with_hydra(row, documents=documents), documents)
     schema = load_schema(root)
     validate(composed.mapping, schema=schema, definitions=schema["$defs"], place_of=composed.place_of)
     if composed.mapping["row"] != row:
@@ -92,7 +97,7 @@ def compose(row: str, *, root: Path, overrides: Sequence[str] = ()) -> Composed:
     return composed
 
 
-def _compose_with_hydra(row: str, *, path: Path, overrides: Sequence[str]) -> Mapping[str, Any]:
+def _compose_with_hydra(row: str, *, documents: Sequence[tuple[str, Document]]) -> Mapping[str, Any]:
     """Hydra's composition as plain data, whatever Hydra application this process may be in; nothing is logged."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -103,25 +108,20 @@ def _compose_with_hydra(row: str, *, path: Path, overrides: Sequence[str]) -> Ma
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(path.parent), version_base=None):
-            config = hydra.compose(row, overrides=list(overrides))
-        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        with hydra.initialize_config_dir(str(documents[-1][1].path.parent), version_base=None):
+            content = OmegaConf.to_container(hydra.compose(row), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SpecError(f"cannot be composed: {_first_line(error)}", path=path, mend=_mend(error)) from error
+        key = getattr(error, "full_key", None) or ""
+        place = find_place(key, documents=documents)
+        said = (str(error) or str(error.__cause__) or type(error).__name__).strip().splitlines()[0]
+        message = f"{key or 'the row'} cannot be composed: {said}"
+        mend = "mend the ${...} or quote it" if key else "check the file's `defaults` list"
+        raise SpecError(message, path=place.path, line=place.line, mend=mend) from error
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = outer
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _mend(error: Exception) -> str:
-    key = getattr(error, "full_key", None)
-    return f"mend {key}" if key else "check the file's `defaults` list"
 
 
 def _documents(

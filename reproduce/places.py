@@ -56,9 +56,10 @@ def load_document(path: Path) -> Document:
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The word that `word` was most likely meant to be, or None."""
-    found = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """The word that `word` was most likely meant to be, or None. Case does not count."""
+    known = {known.casefold(): known for known in words}
+    found = difflib.get_close_matches(word.casefold(), known, n=1, cutoff=0.5)
+    return known[found[0]] if found else None
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
