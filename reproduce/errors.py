@@ -15,6 +15,8 @@ from pathlib import Path
 class ReproduceError(Exception):
     """`path:line: message`, then one line that says how to mend it. `line` counts from 1 and needs a path."""
 
+    exit_code = 2
+
     def __init__(
         self, message: str, *, path: Path | str | None = None, line: int | None = None, mend: str | None = None
     ) -> None:

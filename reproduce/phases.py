@@ -34,14 +34,18 @@ class Screen(Protocol):
 
 
 class FailedRunError(RunError):
-    """The trainer or the evaluation failed, through no mistake of the user's: the command exits with 1."""
+    """The trainer or the evaluation failed, through no mistake of the user's."""
+
+    exit_code = 1
 
 
 class InterruptedRunError(RunError):
-    """The run was asked to stop and saved its work: the command exits with 75, and the same command continues it."""
+    """The run was asked to stop and saved its work; the same command continues it."""
+
+    exit_code = INTERRUPTED
 
 
-def train(resolved: Resolved, *, command: Sequence[str], root: Path, screen: Screen) -> RunState:
+def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunState:
     """Train until the recipe's end, or `until_iteration` of the configuration; returns the run's last state.
 
     A job that is already at it is taken up, never doubled. Raises `FailedRunError`, `InterruptedRunError`, or
@@ -51,7 +55,7 @@ def train(resolved: Resolved, *, command: Sequence[str], root: Path, screen: Scr
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
     started = False
     while True:
-        folder = open_run(resolved, command=command, root=root)
+        folder = open_run(resolved, command=command, root=resolved.spec.root)
         state = read_state(folder)
         if state is not None and state.iteration >= target and not is_alive(folder):
             screen.say(f"{folder}: {state.state}, {state.iteration} of {state.of} iterations done")

@@ -52,7 +52,7 @@ def start_harness(folder: Path, **changes: object) -> "subprocess.Popen[str]":
         "import sys; from pathlib import Path; from small_runs import make_resolved\n"
         "from reproduce.phases import train; from reproduce.screen import PlainScreen\n"
         "try: train(make_resolved(Path(sys.argv[1]), **eval(sys.argv[2])), command=('reproduce', 'train', 'digits'),"
-        " root=Path(sys.argv[1]), screen=PlainScreen(sys.stdout))\n"
+        " screen=PlainScreen(sys.stdout))\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
     command = [sys.executable, "-c", script, str(folder), repr(changes)]
@@ -68,7 +68,7 @@ def test_run_is_trained_evaluated_and_then_left_alone(tmp_path: Path) -> None:
     """A run goes to its end and is evaluated; asked again, nothing is launched and no file changes."""
     resolved = make_resolved(tmp_path / "run")
     screen = Notes()
-    state = train(resolved, command=COMMAND, root=tmp_path, screen=screen)
+    state = train(resolved, command=COMMAND, screen=screen)
     assert (state.state, state.iteration, state.of) == ("finished", 40, 40)
     assert screen.shown[-1].done == 40
     assert screen.shown[-1].knn is not None
@@ -76,7 +76,7 @@ def test_run_is_trained_evaluated_and_then_left_alone(tmp_path: Path) -> None:
     assert result == resolved.folder / "evaluation.json"
     assert read_evaluation(resolved.folder)["iteration"] == 40
     before = {path: path.stat().st_mtime_ns for path in resolved.folder.rglob("*")}
-    assert train(resolved, command=COMMAND, root=tmp_path, screen=screen) == state
+    assert train(resolved, command=COMMAND, screen=screen) == state
     assert evaluate(resolved, screen=screen) == result
     assert {path: path.stat().st_mtime_ns for path in resolved.folder.rglob("*")} == before
     assert len(read_provenance(resolved.folder)["launches"]) == 1
@@ -85,10 +85,10 @@ def test_run_is_trained_evaluated_and_then_left_alone(tmp_path: Path) -> None:
 def test_prefix_is_continued_to_the_end(tmp_path: Path) -> None:
     """A run that was paused goes on from there when more is asked for, and is then one run of two launches."""
     prefix = make_resolved(tmp_path / "run", until_iteration=10)
-    state = train(prefix, command=COMMAND, root=tmp_path, screen=Notes())
+    state = train(prefix, command=COMMAND, screen=Notes())
     assert (state.state, state.iteration) == ("paused", 10)
     assert evaluate(prefix, screen=Notes()) is None
-    state = train(make_resolved(tmp_path / "run"), command=COMMAND, root=tmp_path, screen=Notes())
+    state = train(make_resolved(tmp_path / "run"), command=COMMAND, screen=Notes())
     assert (state.state, state.iteration) == ("finished", 40)
     assert len(read_provenance(tmp_path / "run")["launches"]) == 2
 
@@ -119,7 +119,7 @@ def test_killed_harness_leaves_a_run_that_another_takes_up(tmp_path: Path) -> No
     harness.communicate()
     assert is_alive(folder)
     screen = Notes()
-    state = train(make_resolved(folder, **changes), command=COMMAND, root=tmp_path, screen=screen)
+    state = train(make_resolved(folder, **changes), command=COMMAND, screen=screen)
     assert state.state == "finished"
     assert any("already being trained by job" in line for line in screen.said)
     assert len(read_provenance(folder)["launches"]) == 1
@@ -134,9 +134,7 @@ def test_killed_trainer_is_reported_and_its_run_goes_on(tmp_path: Path) -> None:
         harness.communicate(timeout=60)
         assert harness.returncode == 1
     assert not is_alive(folder)
-    state = train(
-        make_resolved(folder, recipe=LONG, until_iteration=50), command=COMMAND, root=tmp_path, screen=Notes()
-    )
+    state = train(make_resolved(folder, recipe=LONG, until_iteration=50), command=COMMAND, screen=Notes())
     assert (state.state, state.iteration) == ("paused", 50)
     assert "Starting training from iteration 20" in (folder / "log.txt").read_text()
 
@@ -154,7 +152,7 @@ def test_interruption_from_outside_is_no_failure(tmp_path: Path) -> None:
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(InterruptedRunError, match=r"was interrupted at \d+ of 4000 .* saved a checkpoint") as error:
-        train(make_resolved(folder, recipe=LONG), command=COMMAND, root=tmp_path, screen=Notes())
+        train(make_resolved(folder, recipe=LONG), command=COMMAND, screen=Notes())
     thread.join()
     assert error.value.mend == f"continue it with: {shlex.join(COMMAND)}"
 
@@ -166,7 +164,7 @@ def test_trainer_started_by_hand_is_followed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-m", "franca.train", str(folder / "config.yaml")]):
         wait_for(lambda: is_alive(folder))
         screen = Notes()
-        state = train(resolved, command=COMMAND, root=tmp_path, screen=screen)
+        state = train(resolved, command=COMMAND, screen=screen)
     assert state.state == "finished"
     assert screen.said[0] == f"{folder}: already being trained, following it"
     assert newest_job(folder) is None
@@ -176,7 +174,7 @@ def test_diverging_run_fails_with_the_trainers_own_words(tmp_path: Path) -> None
     """A loss that is not finite ends the command with 1, the trainer's error and the place of the logs."""
     resolved = make_resolved(tmp_path / "run", recipe={"optim": {"base_lr": 1e30, "warmup_iterations": 0}})
     with pytest.raises(FailedRunError, match=r"failed: NonFiniteError: .*finite") as error:
-        train(resolved, command=COMMAND, root=tmp_path, screen=Notes())
+        train(resolved, command=COMMAND, screen=Notes())
     assert error.value.path == resolved.folder / "log.txt"
     assert str(resolved.folder / "submitit" / "0001") in str(error.value)
 
@@ -185,7 +183,7 @@ def test_missing_data_is_the_users_mistake(tmp_path: Path) -> None:
     """Data that is not where the configuration says is one line of the trainer's, not a failure of the run."""
     resolved = make_resolved(tmp_path / "run", recipe={"data": {"dataset": "imagenet21k"}}, data_root="/nowhere")
     with pytest.raises(RunError, match="/nowhere") as error:
-        train(resolved, command=COMMAND, root=tmp_path, screen=Notes())
+        train(resolved, command=COMMAND, screen=Notes())
     assert not isinstance(error.value, FailedRunError)
     assert "Traceback" not in str(error.value)
     assert not error.value.message.startswith("error:")
@@ -204,7 +202,7 @@ def test_trainer_that_is_not_installed_is_asked_for(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; sys.modules['torch'] = None\n"
         "from small_runs import make_resolved; from reproduce.phases import train\n"
         "from reproduce.errors import SiteError\n"
-        "try: train(make_resolved(Path(sys.argv[1])), command=(), root=Path(sys.argv[1]), screen=None)\n"
+        "try: train(make_resolved(Path(sys.argv[1])), command=(), screen=None)\n"
         "except SiteError as error: print(error)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "run")]

@@ -1,0 +1,366 @@
+"""The command `reproduce`: reads the command line, calls one module, prints what it found, ends with its exit code.
+
+Modules are imported by the commands that need them, so that `reproduce list` answers at once.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reproduce.errors import ReproduceError
+
+if TYPE_CHECKING:
+    from reproduce.judging import RunFiles
+    from reproduce.phases import Screen
+    from reproduce.resolve import Resolved
+    from reproduce.verdict import Verdict
+
+EXIT_CODES = (
+    "Exit codes: 0 nothing contradicts the row · 1 something does, or the training failed · 2 a mistake in the command, "
+    "a file or the site, said in one line · 3 not enough evidence · 75 stopped from outside, or 130 by Ctrl-C: the work "
+    "is saved and the same command goes on."
+)
+app = typer.Typer(
+    help="Reproduce published vision pretraining runs: launch, parse, judge, report.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def complete_row(incomplete: str) -> list[str]:
+    """Names of rows, for the shell's Tab key."""
+    from reproduce.spec import list_rows
+
+    return [row.row for row in list_rows() if row.row.startswith(incomplete)]
+
+
+Row = Annotated[str, typer.Argument(help="A row, as `reproduce list` names it.", autocompletion=complete_row)]
+Rows = Annotated[
+    list[str] | None, typer.Argument(help="Rows; all of them if none is named.", autocompletion=complete_row)
+]
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, or seed=N: another run.")
+]
+Until = Annotated[str | None, typer.Option(help="Stop early: after 5% of the run, or after 500 iterations.")]
+SiteName = Annotated[str | None, typer.Option("--site", help="Where to run: a file of experiments/site/.")]
+Seed = Annotated[int | None, typer.Option(help="A seed in place of the row's own.", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ExitZero = Annotated[bool, typer.Option("--exit-zero", help="Exit with 0 whatever the verdict.")]
+
+
+def command(name: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a function that returns its exit code; errors become a message and a code, never a traceback."""
+
+    def register(function: Callable[..., int | None]) -> Callable[..., None]:
+        @app.command(name, epilog=EXIT_CODES)
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **options: Any) -> None:
+            try:
+                code = function(*arguments, **options) or 0
+                sys.stdout.flush()
+            except ReproduceError as error:
+                typer.echo(f"error: {error}", err=True)
+                code = error.exit_code
+            except KeyboardInterrupt:
+                code = 130
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's own end
+                code = 141
+            raise typer.Exit(code)
+
+        return wrapper
+
+    return register
+
+
+@command("list")
+def list_rows(as_json: Json = False) -> None:
+    """List the rows: what each is and costs, whether its log was published, and how far it was run here."""
+    from reproduce.overview import list_row_states, render_rows
+
+    states = list_row_states()
+    show(states, as_json=as_json, text=lambda: render_rows(states, width=width()))
+
+
+@command("show")
+def show_row(
+    row: Row,
+    changes: Changes = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="The configuration as it would run here.")] = False,
+    until: Until = None,
+    site: SiteName = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Show a row: its recipe, and with --resolved all that a run of it on this site would be given."""
+    import yaml
+
+    from franca.config import to_mapping
+    from reproduce.judging import find_files, load_run_spec
+
+    if resolved:
+        laid_out = resolve_run(row, changes, until=until, site=site, seed=seed)
+        for note in laid_out.notes:
+            typer.echo(note, err=True)
+        content = to_mapping(laid_out.config)
+    else:
+        spec = load_run_spec(row, changes=changes or (), seed=seed)
+        content = {
+            "row": spec.name,
+            "title": spec.title,
+            "summary": spec.summary,
+            "run": find_files(spec).run,
+            "fingerprint": spec.fingerprint,
+            "seed": spec.seed,
+            "notes": list(spec.notes),
+            "changes": [str(change) for change in spec.changes],
+            "recipe": to_mapping(spec.recipe),
+        }
+    show(content, as_json=as_json, text=lambda: yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
+
+
+@command("audit")
+def audit_rows(rows: Rows = None, as_json: Json = False) -> None:
+    """Hold what was published of a row against itself: documents, configurations, scripts and what is run."""
+    from reproduce import audit, spec
+
+    specs = [spec.load_spec(row) for row in rows or [summary.row for summary in spec.list_rows()]]
+    findings = {item.name: {"findings": audit.audit(item), "cross_checks": audit.cross_checks(item)} for item in specs}
+    show(findings, as_json=as_json, text=lambda: "\n".join(audit.render_audit(item) for item in specs).rstrip())
+
+
+@command("run")
+def run_row(
+    row: Row,
+    changes: Changes = None,
+    until: Until = None,
+    site: SiteName = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> int:
+    """Train, evaluate, judge and report a row; what is already done is not done again."""
+    from reproduce.judging import RunFiles, judge_run, write_report
+    from reproduce.phases import evaluate, train
+
+    laid_out, screen = resolve_run(row, changes, until=until, site=site, seed=seed), make_screen()
+    for note in laid_out.notes:
+        screen.say(note)
+    train(laid_out, command=command_line(), screen=screen)
+    evaluate(laid_out, screen=screen)
+    files = RunFiles(laid_out.spec, laid_out.run)
+    verdict = judge_run(files)
+    report = write_report(files)
+    show_verdict(verdict, as_json=as_json, path=report)
+    return verdict.exit_code
+
+
+@command("train")
+def train_row(row: Row, changes: Changes = None, until: Until = None, site: SiteName = None, seed: Seed = None) -> None:
+    """Train a row, or go on where it was cut off. Ctrl-C saves a checkpoint; a job of a cluster is left running."""
+    from reproduce.phases import train
+
+    laid_out, screen = resolve_run(row, changes, until=until, site=site, seed=seed), make_screen()
+    for note in laid_out.notes:
+        screen.say(note)
+    train(laid_out, command=command_line(), screen=screen)
+
+
+@command("evaluate")
+def evaluate_row(row: Row, changes: Changes = None, site: SiteName = None, seed: Seed = None) -> int:
+    """Evaluate the newest teacher of a run: k-NN by the published protocol."""
+    from reproduce.phases import evaluate
+
+    laid_out = resolve_run(row, changes, until=None, site=site, seed=seed)
+    return 3 if evaluate(laid_out, screen=make_screen()) is None else 0
+
+
+@command("judge")
+def judge_row(
+    row: Row, changes: Changes = None, seed: Seed = None, exit_zero: ExitZero = False, as_json: Json = False
+) -> int:
+    """Hold a run's log against the row's published log and metrics, and write the verdict to reports/ROW.json."""
+    from reproduce.judging import judge_run
+
+    files = find_run(row, changes, seed=seed)
+    verdict = judge_run(files)
+    show_verdict(verdict, as_json=as_json, path=files.report("json"))
+    return 0 if exit_zero else verdict.exit_code
+
+
+@command("report")
+def report_row(row: Row, changes: Changes = None, seed: Seed = None) -> None:
+    """Write reports/ROW.html, its badge, and the index of all rows."""
+    from reproduce.judging import load_verdict, write_report
+
+    files = find_run(row, changes, seed=seed)
+    path = write_report(files)
+    verdict = load_verdict(files)
+    typer.echo(f"{verdict.outcome.upper()}  {verdict.sentence}" if verdict else "not run yet: the report is an audit")
+    typer.echo(relative(path))
+
+
+@command("compare")
+def compare_logs(
+    mine: Annotated[Path, typer.Argument(help="A run folder or a log.")],
+    theirs: Annotated[list[Path], typer.Argument(help="The runs or logs that it is held against.")],
+    html: Annotated[Path | None, typer.Option(help="Write a report there.")] = None,
+    exit_zero: ExitZero = False,
+    as_json: Json = False,
+) -> int:
+    """Hold any log against others, without a row: DINOv2's and Franca's text and JSON logs, or run folders."""
+    from reproduce.judging import write_comparison
+    from reproduce.lineage import load_history
+    from reproduce.verdict import judge
+
+    history, references = load_history(mine), [load_history(path) for path in theirs]
+    verdict = judge(history, references)
+    if html is not None:
+        write_comparison(verdict, mine=history, references=references, path=html, command=command_line())
+    show_verdict(verdict, as_json=as_json, path=html)
+    return 0 if exit_zero else verdict.exit_code
+
+
+@command("parse")
+def parse_file(file: Annotated[Path, typer.Argument(help="A log.")], as_json: Json = False) -> int:
+    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if nothing is."""
+    from reproduce.lineage import make_lineage
+    from reproduce.logs import parse_log
+    from reproduce.tables import render_log
+
+    log = parse_log(file)
+    lineage = make_lineage(log.records, path=str(file))
+    content = {**dataclasses.asdict(log), "launches": lineage.launches, "lineage_problems": lineage.problems}
+    show(content, as_json=as_json, text=lambda: render_log(log, lineage, width=width()))
+    return 0 if log.records else 3
+
+
+@command("fetch")
+def fetch_log(row: Row) -> None:
+    """Download the row's published log at its pinned commit and verify it."""
+    from reproduce.references import fetch_reference
+    from reproduce.spec import load_spec
+
+    spec = load_spec(row)
+    typer.echo(relative(fetch_reference(spec.published_log, root=spec.root)))
+
+
+@command("publish")
+def publish_run(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    target: Annotated[Path, typer.Argument(help="A folder that does not exist yet, such as logfiles/ROW/seed-1.")],
+) -> None:
+    """Copy a finished run's log, configuration and evaluations, without weights, for others to be judged by."""
+    from reproduce.published import publish_log
+
+    for path in publish_log(run, target):
+        typer.echo(relative(path))
+
+
+@command("lock")
+def lock_rows() -> None:
+    """Add every new version of a row to versions.lock; a locked recipe never changes under its version."""
+    from reproduce.versions import write_lock
+
+    for name in write_lock():
+        typer.echo(name)
+
+
+@command("pipeline")
+def print_pipeline(
+    write: Annotated[bool, typer.Option("--write", help="Write dvc.yaml instead of printing it.")] = False,
+) -> None:
+    """Generate dvc.yaml from the rows."""
+    from reproduce.compose import find_root
+    from reproduce.files import write_whole
+    from reproduce.pipeline import render_pipeline
+    from reproduce.spec import list_rows
+
+    root = find_root()
+    text = render_pipeline(list_rows(root=root), root=root)
+    if write:
+        write_whole(root / "dvc.yaml", text)
+    else:
+        typer.echo(text, nl=False)
+
+
+def resolve_run(
+    row: str, changes: Sequence[str] | None, *, until: str | None, site: str | None, seed: int | None
+) -> "Resolved":
+    """A row with its changes, laid out on a site."""
+    from reproduce.judging import load_run_spec
+    from reproduce.resolve import load_site, resolve
+
+    return resolve(load_run_spec(row, changes=changes or (), seed=seed), site=load_site(site), until=until)
+
+
+def find_run(row: str, changes: Sequence[str] | None, *, seed: int | None) -> "RunFiles":
+    """The files of a row's run, for which no site is needed."""
+    from reproduce.judging import find_files, load_run_spec
+
+    return find_files(load_run_spec(row, changes=changes or (), seed=seed))
+
+
+def make_screen() -> "Screen":
+    """A bar that moves on a terminal, a line now and then elsewhere."""
+    from reproduce.screen import LiveScreen, PlainScreen
+
+    return LiveScreen() if sys.stderr.isatty() else PlainScreen(sys.stderr)
+
+
+def show(content: Any, *, as_json: bool, text: Callable[[], str]) -> None:
+    """Print JSON, or text for people."""
+    if as_json:
+        typer.echo(json.dumps(content, default=to_plain, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(text())
+
+
+def to_plain(value: Any) -> Any:
+    """What JSON has no form for: dataclasses as objects, paths as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> None:
+    """Print a verdict as its own JSON or as tables with the file that was written."""
+    from reproduce.tables import render_verdict
+
+    if as_json:
+        typer.echo(verdict.to_json(), nl=False)
+        return
+    typer.echo(render_verdict(verdict, width=width()))
+    if path is not None:
+        typer.echo(f"\n{relative(path)}")
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def command_line() -> list[str]:
+    """What the user typed, as it can be typed again."""
+    return ["reproduce", *sys.argv[1:]]
+
+
+def width() -> int:
+    """Columns of the terminal; of a file or pipe, as many as read well in one."""
+    return shutil.get_terminal_size(fallback=(160, 24)).columns
+
+
+def main() -> None:
+    """The entry point of the command `reproduce`."""
+    app(prog_name="reproduce")
