@@ -71,12 +71,14 @@ def decide(grounds: Grounds) -> Outcome:
         return "no reference"
     if not grounds.finished:
         return "on track"
+    if _twin(grounds) is not None:
+        return "reproduced"
     deciding = (knn,) if knn is not None else grounds.metrics
     if not deciding or all(result.state == "unknown" for result in deciding):
         return "no reference"
     warned = any(check.state == "warn" for check in grounds.checks)
     equal = all(result.state == "reproduced" for result in deciding) and not warned and _at_the_end(grounds)
-    enough = len(grounds.references) >= 3 or (knn is not None and knn.target is not None) or _twin(grounds) is not None
+    enough = len(grounds.references) >= 3 or (knn is not None and knn.target is not None)
     return "reproduced" if equal and enough else "consistent"
 
 
@@ -111,6 +113,9 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
         first = min(losses, key=lambda check: check.iteration or 0, default=None)
         more = f" The losses part first at iteration {first.iteration:,}." if first else " The losses do not show it."
         return f"{outcome.capitalize()}: {_say_results(grounds)}{more if grounds.bands else ''}"
+    twin = _twin(grounds)
+    if twin is not None:
+        return f"Reproduced: every loss of every line is that of {twin.name}, digit for digit."
     word = "Reproduced" if outcome == "reproduced" else "Consistent, though equality is not shown"
     return f"{word}: {_say_results(grounds)} No check found a deviation."
 

@@ -90,21 +90,9 @@ def judge(mine: History, references: Sequence[History], *, spec: Spec | None = N
     margins = spec.margins if spec else DEFAULT_MARGINS
     total = mine.total or max((run.total or 0 for run in references), default=0) or None
     bands = make_loss_bands(mine, references=references, total=total, alpha=margins.alpha * SHARES["L4"])
-    knn_alpha = margins.alpha * SHARES["L5"]
-    knn = make_knn_band(mine, references=references, alpha=knn_alpha)
-    checks = (
-        *check_configuration(mine, references=references, spec=spec),
-        *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
-        *check_schedules(mine, references=references),
-        *check_absolute(mine, references=references),
-        *check_losses(mine, bands=bands),
-        *check_knn(knn, mine=mine, margin=margins.knn_points),
-    )
-    points = margins.knn_points
-    metrics = (
-        *make_knn_results(mine, references=references, band=knn, spec=spec, margin=points, alpha=knn_alpha),
-        *make_loss_results(bands, margin_relative=margins.loss_relative),
-    )
+    knn = make_knn_band(mine, references=references, alpha=margins.alpha * SHARES["L5"])
+    checks = _make_checks(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
+    metrics = _make_metrics(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
     grounds = Grounds(mine, tuple(references), checks, metrics, bands, _progress(mine, references, total))
     outcome = decide(grounds)
     return Verdict(
@@ -124,6 +112,41 @@ def judge(mine: History, references: Sequence[History], *, spec: Spec | None = N
         problems=tuple(str(problem) for run in (mine, *references) for problem in run.problems),
         method=_method(margins, bands, knn),
         exit_code=exit_code(outcome, grounds),
+    )
+
+
+def _make_checks(
+    mine: History,
+    references: Sequence[History],
+    *,
+    spec: Spec | None,
+    margins: Margins,
+    bands: LossBands | None,
+    knn: KnnBand | None,
+) -> tuple[Check, ...]:
+    return (
+        *check_configuration(mine, references=references, spec=spec),
+        *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
+        *check_schedules(mine, references=references),
+        *check_absolute(mine, references=references),
+        *check_losses(mine, bands=bands),
+        *check_knn(knn, mine=mine, margin=margins.knn_points),
+    )
+
+
+def _make_metrics(
+    mine: History,
+    references: Sequence[History],
+    *,
+    spec: Spec | None,
+    margins: Margins,
+    bands: LossBands | None,
+    knn: KnnBand | None,
+) -> tuple[MetricResult, ...]:
+    points, alpha = margins.knn_points, margins.alpha * SHARES["L5"]
+    return (
+        *make_knn_results(mine, references=references, band=knn, spec=spec, margin=points, alpha=alpha),
+        *make_loss_results(bands, margin_relative=margins.loss_relative),
     )
 
 

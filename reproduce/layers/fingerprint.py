@@ -61,7 +61,7 @@ def check_first_lines(mine: History, *, references: Sequence[History], alpha: fl
     nearest = references[int(np.argmin(np.abs(theirs[:, metric, line] - own[metric, line])))]
     calibrated = with_spread or any(_same_start(mine, reference) for reference in references)
     finding = (
-        f"{metrics[metric]} is {own[metric, line]:.6g} at iteration {at}, "
+        f"{metrics[metric]} is {own[metric, line]:.6g} at iteration {at} against "
         f"{theirs[:, metric, line].mean():.6g} in {ground}: {z[metric, line]:.1f} {unit}."
     )
     if not calibrated:

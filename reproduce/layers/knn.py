@@ -24,6 +24,23 @@ CONFIDENCE = 0.9  # of the interval that must lie inside the margin: two one-sid
 NORMAL = NormalDist()
 
 
+ASSUMED = " The spread between seeds is assumed, not measured."
+CURVE = Check(
+    id="knn-curve",
+    layer="L5",
+    title="k-NN over the run",
+    state="pass",
+    finding="",
+    value=None,
+    limit=None,
+    unit="|z|",
+    iteration=None,
+    evidence=(),
+    says="At no evaluation is the teacher better or worse than one more run like the references would be.",
+    cannot_say="How good the features are at anything but this k-NN.",
+)
+
+
 @dataclass(frozen=True, eq=False)
 class KnnBand:
     """Accuracies in percent at common evaluations. done [p] iterations, mine [p], references [n, p]."""
@@ -84,32 +101,22 @@ def assumed_spread(history: History, accuracy: float) -> float:
 
 
 def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Check, ...]:
-    """The curve against its band. A deviation at the end that is surely within the margin is a warning only."""
+    """The curve against its band. A deviation that is surely within the margin, or of assumed spread, only warns."""
     if band is None:
         return ()
     z, critical = band.z, band.limits.critical
     known = np.flatnonzero(np.isfinite(z))
     outside = known[np.abs(z[known]) > critical]
     ground = plural(len(band.references), "reference run")
-    worst = int(known[np.argmax(np.abs(z[known]))])
-    check = Check(
-        id="knn-curve",
-        layer="L5",
-        title=f"k-NN over the run, k = {band.k}",
-        state="pass",
-        finding=f"|z| is {abs(z[worst]):.1f} at most over {plural(len(known), 'evaluation')}; limit {critical:.1f}.",
-        value=float(abs(z[worst])),
+    worst = float(np.abs(z[known]).max())
+    check = dataclasses.replace(
+        CURVE,
+        title=f"{CURVE.title}, k = {band.k}",
+        finding=f"|z| is {worst:.1f} at most over {plural(len(known), 'evaluation')} against {ground}.",
+        value=worst,
         limit=float(critical),
-        unit="|z|",
-        iteration=None,
-        evidence=(),
-        says=f"At no evaluation is the teacher better or worse than one more run like the {ground} would be.",
-        cannot_say="How good the features are at anything but this k-NN.",
+        cannot_say=CURVE.cannot_say + (ASSUMED if band.assumed else ""),
     )
-    if band.assumed:
-        check = dataclasses.replace(
-            check, cannot_say=f"{check.cannot_say} The spread between seeds is assumed, not measured."
-        )
     if not len(outside):
         return (check,)
     first = int(outside[0])
@@ -117,11 +124,11 @@ def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Ch
     low, high = interval(band, first)
     within = -margin < low and high < margin
     finding = (
-        f"{band.mine[first]:.2f} % after {done:,} iterations where {ground} have {band.limits.center[0, first]:.2f} % "
+        f"{band.mine[first]:.2f} % after {done:,} iterations against {band.limits.center[0, first]:.2f} % in {ground} "
         f"(z = {z[first]:+.1f}, limit {critical:.1f})" + (", yet surely within the margin." if within else ".")
     )
-    folder = f"eval/training_{done - 1}" if done else "eval/untrained"
-    source = Evidence(str(mine.path / folder), None, f"k = {band.k}: {band.mine[first]:.4f} %")
+    folder = mine.path / (f"eval/training_{done - 1}" if done else "eval/untrained")
+    source = Evidence(str(folder), None, f"k = {band.k}: {band.mine[first]:.4f} %")
     state: CheckState = "warn" if within or band.assumed else "fail"
     return (dataclasses.replace(check, state=state, finding=finding, iteration=done, evidence=(source,)),)
 

@@ -183,8 +183,8 @@ def _check_loss(mine: History, bands: LossBands, place: int) -> Check:
     start, end = int(bands.edges[first]), int(bands.edges[first + 1])
     nearest = bands.runs[int(np.argmin(np.abs(bands.references[:, place, first] - bands.mine[place, first])))]
     finding = (
-        f"{metric} leaves the band at iterations {start:,} to {end:,}: {bands.mine[place, first]:.5g} where {ground} "
-        f"have {bands.limits.center[place, first]:.5g} (z = {z[first]:+.1f}, limit {critical:.1f}), "
+        f"{metric} leaves the band at iterations {start:,} to {end:,}: {bands.mine[place, first]:.5g} against "
+        f"{bands.limits.center[place, first]:.5g} in {ground} (z = {z[first]:+.1f}, limit {critical:.1f}), "
         f"and is outside in {len(outside)} of {len(known)} blocks."
     )
     evidence = (*quote(mine, end, metric=metric), *quote(nearest, end, metric=metric))
