@@ -111,17 +111,33 @@ def _compose_with_hydra(row: str, *, documents: Sequence[tuple[str, Document]]) 
         with hydra.initialize_config_dir(str(documents[-1][1].path.parent), version_base=None):
             content = OmegaConf.to_container(hydra.compose(row), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        key = getattr(error, "full_key", None) or ""
-        place = find_place(key, documents=documents)
-        said = (str(error) or str(error.__cause__) or type(error).__name__).strip().splitlines()[0]
-        message = f"{key or 'the row'} cannot be composed: {said}"
-        mend = "mend the ${...} or quote it" if key else "check the file's `defaults` list"
-        raise SpecError(message, path=place.path, line=place.line, mend=mend) from error
+        raise _spec_error(error, documents=documents) from error
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = outer
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _spec_error(error: Exception, *, documents: Sequence[tuple[str, Document]]) -> SpecError:
+    """Hydra's error with its place: where it names no key, the files are read one by one to find the one at fault."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key = getattr(error, "full_key", None) or ""
+    place = find_place(key, documents=documents)
+    for package, document in documents if not key else ():
+        try:
+            OmegaConf.create(dict(document.content))
+        except OmegaConfBaseException as cause:
+            local, error = cause.full_key or "", cause
+            key = f"{package}.{local}" if package else local
+            place = Place(document.path, document.lines.get(local, 1))
+            break
+    said = (str(error) or type(error).__name__).strip().splitlines()[0]
+    mend = "mend the ${...}, or write it without the $" if key else "check the file's `defaults` list"
+    message = f"{key or 'the row'} cannot be composed: {said}"
+    return SpecError(message, path=place.path, line=place.line, mend=mend)
 
 
 def _documents(

@@ -116,15 +116,17 @@ def test_wrong_type_names_what_belongs_there(project: Path, edit: Edit) -> None:
         ("  clip_norm: 3.0", "  clip_norm: 3.0\n  clip_norm: 4.0", "optim.clip_norm stands twice"),
         ("  clip_norm: 3.0", "  clip_norm: ???", "recipe.optim.clip_norm: '???' is not a number"),
         ("  clip_norm: 3.0", "  clip_norm: ${nowhere}", "recipe.optim.clip_norm cannot be composed: Interpolation key"),
-        ("  clip_norm: 3.0", "  clip_norm: ${", "cannot be composed"),
+        ("  clip_norm: 3.0", "  clip_norm: ${", "recipe.optim.clip_norm cannot be composed"),
     ],
 )
 def test_mistake_in_a_group_is_named(old: str, new: str, said: str, project: Path, edit: Edit) -> None:
     """Whatever is wrong with a value, the message says it; nothing else is raised."""
-    edit("recipe/dinov2.yaml", old, new)
+    line = edit("recipe/dinov2.yaml", old, new)
     error = fail(project, row="dinov2-B-in21k")
     assert said in error.message
     assert error.mend
+    assert place(error, project)[0] == "recipe/dinov2.yaml"
+    assert error.line in (line, line + 1)
 
 
 def test_missing_key_is_named(project: Path, edit: Edit) -> None:
