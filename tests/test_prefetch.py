@@ -1,5 +1,6 @@
 """Results come in order whatever the workers do, and workers neither outlive the trainer nor end before it."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,6 +28,17 @@ def refuse(number: int) -> int:
     if number == 3:
         raise KeyError("three")
     return number
+
+
+class StrangeError(Exception):
+    """An exception that pickle cannot make again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def refuse_strangely(number: int) -> int:
+    raise StrangeError(number, 2)
 
 
 def process_id(_: int) -> int:
@@ -59,6 +71,12 @@ def test_exception_is_raised_as_it_was(workers: int) -> None:
     with pytest.raises(KeyError) as caught:
         next(results)
     assert str(caught.value) == "'three'"
+
+
+def test_exception_that_cannot_travel_is_told() -> None:
+    """An exception that pickle cannot carry ends the run with its name and words instead of hanging it."""
+    with pytest.raises(RuntimeError, match="StrangeError: 1 and 2"):
+        next(prefetch(refuse_strangely, [1], workers=1))
 
 
 def test_work_begins_before_it_is_asked_for(tmp_path: Path) -> None:
@@ -113,6 +131,16 @@ def test_closing_ends_the_workers() -> None:
     assert all(wait_until_gone(worker, seconds=10) for worker in started)
 
 
+def test_closing_ends_workers_that_nobody_waited_for() -> None:
+    """A trainer that fails before its first step leaves no worker behind."""
+    others = set(multiprocessing.active_children())
+    results = prefetch(process_id, range(1000), workers=2)
+    started = [child for child in multiprocessing.active_children() if child not in others]
+    results.close()
+    assert len(started) == 2
+    assert all(wait_until_gone(child.pid, seconds=10) for child in started)
+
+
 def test_own_signal_handler_stays_in_force() -> None:
     """Starting workers leaves the trainer's signals neither blocked nor lost."""
     received = []
@@ -125,6 +153,13 @@ def test_own_signal_handler_stays_in_force() -> None:
         assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_global_generator_is_left_alone() -> None:
+    """Torch's global random state after a start of workers is the one before."""
+    before = torch.get_rng_state()
+    prefetch(square, range(2), workers=1).close()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_workers_die_with_the_trainer(tmp_path: Path) -> None:

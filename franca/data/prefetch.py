@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import pickle
 import signal
 import threading
 import traceback
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader
 
 A = TypeVar("A")
@@ -47,10 +49,13 @@ def prefetch(make: Callable[[A], R], arguments: Iterable[A], *, workers: int, pi
             worker_init_fn=_detach_worker,
             pin_memory=pin_memory,
             multiprocessing_context=context,
+            generator=torch.Generator(),  # else torch's global one would move, with workers and not without
         )
         results = iter(loader)
     mine = [child for child in multiprocessing.active_children() if child not in others]
-    return _consume(results, mine)
+    consumed = _consume(results, mine)
+    next(consumed)  # enters its `try`: from here on, closing it ends the workers
+    return consumed
 
 
 class Calls(Generic[A, R]):
@@ -63,13 +68,23 @@ class Calls(Generic[A, R]):
         try:
             return self.make(argument)
         except Exception as error:
-            error.add_note(f"In a worker process:\n{traceback.format_exc()}")
-            return error
+            sent = _sendable(error)
+            sent.add_note(f"In a worker process:\n{traceback.format_exc()}")
+            return sent
+
+
+def _sendable(error: Exception) -> Exception:
+    """The exception, or what it says: one that cannot travel between processes would leave the trainer waiting."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _consume(results: Iterator, workers: list) -> Iterator:
     """Hand out results; at the end, or when the consumer closes this, end the workers."""
     try:
+        yield None
         for result in results:
             yield _unwrapped(result)
     finally:
