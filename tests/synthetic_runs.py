@@ -13,14 +13,15 @@ from reproduce.checks import Band, Check, Evidence
 from reproduce.lineage import History, make_lineage
 from reproduce.log_head import Head
 from reproduce.logs import Record
-from reproduce.spec import Claim, ClaimedValue, Margins, Metric, PublishedLog, Resources, Source, Spec, Weights
+from reproduce.sources import Source
+from reproduce.spec import Claim, ClaimedValue, Margins, Metric, PublishedLog, Resources, Spec, Weights
 from reproduce.verdict import MetricResult, ReferenceSummary, Verdict
 
 LEVELS = {"dino_local_crops_loss": (7.4, 3.1), "dino_global_crops_loss": (0.93, 0.34), "ibot_loss": (2.1, 0.9),
           "koleo_loss": (-0.02, 0.11)}  # fmt: skip
 TOTAL = 6000
 
-PAPER = Source("paper", "paper", "arXiv:2507.14137", "Franca paper", None, None, None, "Table 2")
+PAPER = Source("paper", "paper", "arXiv 2507.14137v4 (25 April 2026)", "Franca paper", None, None, None, "Table 2")
 README = Source("readme", "document", "valeoai/Franca:README.md@24f8c60ab24c", "README, July",
                 "24f8c60ab24c465b861e46fc3f02c4238db37cf1", None, None)  # fmt: skip
 OURS = Source("ours", "ours", "logfiles/digits", "Our ten reference runs", None, None, None)
@@ -86,10 +87,10 @@ def make_spec(**changes: Any) -> Spec:
     claims = (
         Claim("iterations", "Total iterations", None,
               (ClaimedValue(625000, (README, PAPER)), ClaimedValue(1000000, (README,), "800 epochs of 1,250")),
-              "iterations", 625000, "The training document and the paper state it; the config was edited later."),
+              "iterations", 625000, "The training document and the paper state it; the config was edited later.", 0.0),
         Claim("global_batch", "Global batch", "images", (ClaimedValue(64, (README, PAPER)),), "global_batch", 64,
-              "All sources agree."),
-        Claim("optim.base_lr", "Base learning rate", None, (), "optim.base_lr", 0.004, "Implied by the peak."),
+              "All sources agree.", 0.0),
+        Claim("optim.base_lr", "Base learning rate", None, (), "optim.base_lr", 0.004, "Implied by the peak.", 0.0),
     )  # fmt: skip
     metrics = (
         Metric("knn_top1", "k-NN top-1, ImageNet-1k", "%", "224 px",
@@ -99,9 +100,9 @@ def make_spec(**changes: Any) -> Spec:
     log = PublishedLog("published", "valeoai/Franca", "4b2eb918", "logfiles/In21K/Franca_B.txt", "7126fe9c", (), None)
     fields: dict[str, Any] = {
         "row": "digits", "version": 1, "title": "A small Franca on handwritten digits",
-        "summary": "Ten reference runs ship with it.", "seed": 0, "recipe": recipe,
-        "fingerprint": recipe_fingerprint(recipe), "resources": Resources(0, None, 64, None, 0.3), "claims": claims,
-        "metrics": metrics, "published_log": log,
+        "summary": "Ten reference runs ship with it.", "seed": 0, "row_seed": 0, "recipe": recipe,
+        "fingerprint": recipe_fingerprint(recipe), "resources": Resources(0, None, 64, None, 0.3, 600, 3),
+        "claims": claims, "metrics": metrics, "published_log": log,
         "weights": (Weights("https://example.org/w.pth", 224, "published", (README,), "the 224 px file"),),
         "margins": Margins(0.01, 0.01, 0.5), "notes": ("The log's text is not shipped.",),
         "sources": {"paper": PAPER, "readme": README}, "overrides": (), "variant": False, "changes": (),

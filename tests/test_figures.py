@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_runs import LEVELS, TOTAL, make_band, make_history, make_records, make_result
+from synthetic_runs import LEVELS, TOTAL, make_band, make_check, make_history, make_records, make_result
 
+from reproduce.checks import CheckState
 from reproduce.figures import captions, plots, quantities, svg
 from reproduce.figures.svg import Panel, Scale
 from reproduce.lineage import History
@@ -49,6 +50,7 @@ def test_values_of_sources_stay_verbatim() -> None:
     assert quantities.render_value([0.05, 1]) == "0.05, 1"
     assert quantities.render_value({"a": None}) == "a: –"
     assert quantities.render_value(0.000991364) == "9.91364e−4"
+    assert (quantities.render_value(82.0), quantities.render_value(82)) == ("82.0", "82")
     assert quantities.render_fixed(-0.0004, decimals=2, signed=True) == "0.00"
 
 
@@ -198,28 +200,35 @@ def test_overwritten_stretches_and_later_launches_are_drawn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dialect", "error", "title"),
-    [("dinov2-json", 0.0, "Learning rate is the same"), ("dinov2-json", 2e-5, "Learning rate differs"),
-     ("dinov2-text", 2e-5, "Learning rate is the same"), ("dinov2-text", 2e-3, "Learning rate differs")],
+    ("states", "title"),
+    [(("pass", "pass"), "Learning rate is the one it should be"), (("pass", "fail"), "Learning rate is another one"),
+     (("unknown", "pass"), "Learning rate is the one it should be"), (("unknown", "unknown"), "Learning rate")],
 )  # fmt: skip
-def test_schedules_are_equal_to_the_rounding_of_their_log(dialect: str, error: float, title: str) -> None:
-    """A text log prints four decimals, so a difference below them is none; JSON lines print all."""
-    mine, other = make_history("main"), make_history("other", records=make_records(0), dialect=dialect)
-    for record in other.lineage.records:
-        record.values["lr"] += error  # type: ignore[index]
-    figure = plots.render_schedule_figure("lr", mine=mine, references=[other], span=Scale(0, TOTAL))
+def test_schedule_title_says_what_its_checks_say(states: tuple[CheckState, CheckState], title: str) -> None:
+    """The title is that of the learning rate's own two checks, not of another column's, and quotes those made."""
+    own, column = (
+        make_check(id=name, state=state, finding=f"lr: {name}.")
+        for name, state in zip(("schedule-lr", "column-lr"), states, strict=True)
+    )
+    other = make_check(id="column-last_layer_lr", state="fail", finding="another column")
+    mine = make_history("main")
+    figure = plots.render_schedule_figure(
+        "lr", mine=mine, references=[mine], checks=(own, column, other), span=Scale(0, TOTAL)
+    )
     assert figure.title == title
+    assert "another column" not in figure.caption
+    assert [name in figure.caption for name in ("schedule-lr", "column-lr")] == [s != "unknown" for s in states]
 
 
 def test_knn_figure_keeps_the_pixels_in_the_frame() -> None:
     """The raw-pixel baseline and the published value are drawn where they belong, even far from every curve."""
-    levels = [plots.Level(12.5, "raw pixels 12.5%", "pixels"), plots.Level(97.0, "published 97%", "published")]
+    levels = [plots.Level(12.5, "raw pixels 12.5 %", "pixels"), plots.Level(97.0, "published 97 %", "published")]
     mine = make_history("main")
     figure = plots.render_knn_figure(20, mine=mine, references=[mine], band=None, levels=levels, span=Scale(0, TOTAL))
     root = parse(figure.upper)
     heights = {kind: float(by_class(root, kind)[0].get("y1", "nan")) for kind in ("pixels", "published")}
     assert 0 < heights["published"] < heights["pixels"] < plots.KNN_PX
-    assert re.fullmatch(r"k-NN \(k = 20\) reaches \d\d\.\d\d% after 6,000 iterations", figure.title)
+    assert re.fullmatch(r"k-NN \(k = 20\) reaches \d\d\.\d\d % after 6,000 iterations", figure.title)
 
 
 @pytest.mark.parametrize(

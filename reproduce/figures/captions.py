@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from reproduce.checks import Band
-from reproduce.figures.quantities import metric_title, plural
+from reproduce.checks import Band, Check
+from reproduce.figures.quantities import make_legible, metric_title, plural
 from reproduce.figures.svg import Floats
 from reproduce.lineage import History
 from reproduce.logs import Record
@@ -43,24 +43,15 @@ def describe_band(metric: str, *, band: Band | None, references: int) -> tuple[s
     return f"{name} stays inside the band", f"All {len(tested)} {unit} lie inside: {numbers}, {ground}."
 
 
-def describe_schedule(metric: str, *, mine: History, references: Sequence[History]) -> tuple[str, str]:
-    """On how many of the common lines mine and the reference runs log the same value."""
+def describe_schedule(metric: str, *, checks: Sequence[Check]) -> tuple[str, str]:
+    """What the checks of a schedule column say; nothing where none could be made."""
     name = metric_title(metric)
-    own_done, own = series(mine.lineage.records, metric)
-    common = equal = 0
-    for run in references:
-        done, values = series(run.lineage.records, metric)
-        _, here, there = np.intersect1d(own_done, done, return_indices=True)
-        # Text logs print four decimals, JSON lines all of them.
-        rounding = 1e-4 if "text" in mine.dialect + run.dialect else 1e-12
-        common += len(here)
-        equal += int(np.isclose(own[here], values[there], rtol=1e-6, atol=rounding).sum())
-    if not common:
-        return name, "No common line with a reference run." if references else "As logged."
-    beside = f"{common:,} common lines of {plural(len(references), 'reference run')}."
-    if equal == common:
-        return f"{name} is the same", f"Equal on all {beside}"
-    return f"{name} differs", f"Equal on {equal:,} of {beside}"
+    own = [check for check in checks if check.id in (f"schedule-{metric}", f"column-{metric}")]
+    states = {check.state for check in own}
+    caption = " ".join(make_legible(check.finding) for check in own if check.state != "unknown")
+    if "fail" in states or "warn" in states:
+        return f"{name} is another one", caption
+    return (f"{name} is the one it should be", caption) if "pass" in states else (name, "As logged; not compared.")
 
 
 def describe_knn(k: int, *, mine: History, references: Sequence[History], band: Band | None) -> tuple[str, str]:
@@ -70,12 +61,12 @@ def describe_knn(k: int, *, mine: History, references: Sequence[History], band: 
         return f"k-NN, k = {k}: not evaluated yet", "The run holds no evaluation."
     done, value = points[-1]
     same = [run.knn[done][k] for run in references if done in run.knn and k in run.knn[done]]
-    title = f"k-NN (k = {k}) reaches {value:.2f}% after {done:,} iterations"
+    title = f"k-NN (k = {k}) reaches {value:.2f} % after {done:,} iterations"
     if not same:
         return title, "No reference run was evaluated at that iteration."
     verdict = "" if band is None else describe_band("k-NN", band=band, references=len(references))[1]
     beside = f"The reference runs stand at {min(same):.2f}" + (f" to {max(same):.2f}" if len(same) > 1 else "")
-    return title, f"{beside}% there. {verdict}".strip()
+    return title, f"{beside} % there. {verdict}".strip()
 
 
 def knn_points(knn: Mapping[int, Mapping[int, float]], k: int) -> list[tuple[int, float]]:

@@ -7,17 +7,19 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-from reproduce.checks import Band
+from reproduce.checks import Band, Check, MetricResult
 from reproduce.figures import svg
 from reproduce.figures.captions import describe_band, describe_knn, describe_schedule, knn_points, series
-from reproduce.figures.quantities import metric_title, plural, render_count, render_number
+from reproduce.figures.quantities import MINUS, metric_title, plural, render_count, render_number
 from reproduce.figures.svg import Floats, Panel, Scale, percent
 from reproduce.lineage import History, Lineage
-from reproduce.verdict import MetricResult
 
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
 LAUNCHES_SHOWN = 100  # the newest; a crash loop has thousands
+LABELLED_MARGIN = 0.35  # of the half width: the edges of a narrower margin are too near to zero for labels
+LABEL_PX = 13  # the height of a label
 LABELS_PX = 26  # room for tick labels under a panel
+BAND_AIR = 0.4  # of the curves' range: a wide band leaves the frame, so that the curves stay legible
 REFERENCE_COLUMNS = 200  # reference runs are background: half the points of the run that is judged
 
 
@@ -57,7 +59,7 @@ def render_loss_figure(
     panel = Panel(span, scale, LOSS_PX, title, caption)
     if band is not None:
         _draw_band(panel, band)
-    panel.stretched += [svg.render_line(panel, curve.share, curve.mean, kind="reference") for curve in drawn]
+    panel.stretched += [svg.render_line(panel, curve.share, curve.mean, kind=_reference_kind(drawn)) for curve in drawn]
     panel.stretched.append(svg.render_area(panel, own.share, own.low, own.high, kind="envelope"))
     panel.stretched += [svg.render_line(panel, *ghost, kind="ghost") for ghost in _ghosts(mine, metric, span)]
     panel.stretched.append(svg.render_line(panel, own.share, own.mean, kind="mine"))
@@ -68,11 +70,13 @@ def render_loss_figure(
     return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX), lower)
 
 
-def render_schedule_figure(metric: str, *, mine: History, references: Sequence[History], span: Scale) -> Figure:
+def render_schedule_figure(
+    metric: str, *, mine: History, references: Sequence[History], checks: Sequence[Check], span: Scale
+) -> Figure:
     """One schedule column: a thick pale line per reference run under a thin one of mine, so that equal looks equal."""
     own = series(mine.lineage.records, metric)
     others = [series(run.lineage.records, metric) for run in references]
-    title, caption = describe_schedule(metric, mine=mine, references=references)
+    title, caption = describe_schedule(metric, checks=checks)
     panel = Panel(span, svg.value_scale(np.concatenate([own[1], *(values for _, values in others)])), SCHEDULE_PX,
                   title, caption)  # fmt: skip
     for done, values in others:
@@ -101,9 +105,9 @@ def render_knn_figure(
         for points in group:
             table = np.array(points, dtype=np.float64).reshape(-1, 2)
             panel.stretched.append(svg.render_line(panel, span.share(table[:, 0]), table[:, 1], kind=kind))
-            panel.fixed += [_dot(panel, done, value, kind=kind, label=f"{value:.2f}% after {done:,}")
+            panel.fixed += [_dot(panel, done, value, kind=kind, label=f"{value:.2f} % after {done:,}")
                             for done, value in points]  # fmt: skip
-    _draw_values(panel, count=6, unit="%")
+    _draw_values(panel, count=6, unit=" %")
     _draw_iterations(panel)
     _draw_levels(panel, levels)
     return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX))
@@ -124,8 +128,9 @@ def render_interval(result: MetricResult) -> Markup | None:
     if margin:
         width = percent(panel.x.at(margin) - panel.x.at(-margin))
         panel.fixed.append(f'<rect class="margin" x="{left}" width="{width}" y="0" height="34"/>')
-        panel.fixed += [svg.render_text(x, 48, f"{sign}{render_number(margin)}", kind="tick", anchor="middle")
-                        for x, sign in ((left, "\N{MINUS SIGN}"), (right, "+"))]  # fmt: skip
+        if margin > LABELLED_MARGIN * reach:
+            panel.fixed += [svg.render_text(x, 48, f"{sign}{render_number(margin, digits=2)}", kind="tick",
+                                            anchor="middle") for x, sign in ((left, MINUS), (right, "+"))]  # fmt: skip
     panel.fixed.append(f'<line class="axis" x1="{zero}" x2="{zero}" y1="0" y2="34"/>')
     panel.fixed.append(svg.render_text(zero, 48, "0", kind="tick", anchor="middle"))
     if published is not None:
@@ -172,14 +177,16 @@ def render_speed_figure(title: str, *, mine: History, metric: str, waiting: str 
 
 
 def _loss_scale(curves: Sequence[Floats], *, band: Band | None) -> Scale:
-    """Room for every curve and the band, unless a spike would flatten the rest: then the spike leaves the frame."""
+    """Room for every curve and the band; a spike or a band so wide that it would flatten the rest leaves the frame."""
     values = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
     edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
     if not len(values):
         return svg.value_scale(edges)
     low, high = (float(edge) for edge in np.percentile(values, (2, 98)))
     reach = 2 * (high - low) or float("inf")
-    return svg.value_scale([max(float(values.min()), low - reach), min(float(values.max()), high + reach), *edges])
+    low, high = max(float(values.min()), low - reach), min(float(values.max()), high + reach)
+    air = BAND_AIR * (high - low)
+    return svg.value_scale([low, high, *(min(max(edge, low - air), high + air) for edge in edges)])
 
 
 def _draw_band(panel: Panel, band: Band) -> None:
@@ -204,7 +211,10 @@ def _render_z(band: Band, *, span: Scale) -> Markup | None:
     whole = np.array([0.0, 1.0])
     panel.stretched.append(svg.render_area(panel, whole, np.full(2, -limit), np.full(2, limit), kind="band"))
     panel.stretched.append(svg.render_line(panel, share, z, kind="mine"))
-    svg.draw_y_axis(panel, ticks=(-limit, 0, limit), labels=[f"\N{MINUS SIGN}{limit:.1f}", "0", f"+{limit:.1f}"])
+    ticks = {-limit: f"{MINUS}{limit:.1f}", 0.0: "0", limit: f"+{limit:.1f}"}
+    if limit / reach * Z_PX / 2 < LABEL_PX:
+        del ticks[0.0]
+    svg.draw_y_axis(panel, ticks=tuple(ticks), labels=tuple(ticks.values()))
     panel.fixed.append(svg.render_text("6", Z_PX / 2 - 5, "deviation z", kind="tick"))
     for x, value in zip(share, z, strict=True):
         if abs(value) > limit:
@@ -226,9 +236,10 @@ def _draw_iterations(panel: Panel) -> None:
 
 
 def _draw_events(panel: Panel, mine: History) -> None:
-    """Launches after the first as dashed lines with their kind; evaluations as triangles on the axis."""
+    """Launches that went on later as dashed lines with their kind; evaluations as triangles on the axis."""
     free = 0.0
-    for launch in sorted(mine.lineage.launches[1:], key=lambda launch: launch.start):
+    later = [launch for launch in mine.lineage.launches[1:] if launch.start > 0]
+    for launch in sorted(later, key=lambda launch: launch.start):
         share = panel.x.at(launch.start + 1)
         x = percent(share)
         panel.fixed.append(
@@ -236,7 +247,9 @@ def _draw_events(panel: Panel, mine: History) -> None:
             f"<title>{launch.kind} at iteration {launch.start:,}</title></line>"
         )
         if share >= free:
-            panel.fixed.append(svg.render_text(x, -4, launch.kind, kind="tick", anchor="end" if share > 0.8 else "start"))
+            panel.fixed.append(
+                svg.render_text(x, -4, launch.kind, kind="tick", anchor="end" if share > 0.8 else "start")
+            )
             free = share + 0.2
     for done in _apart([done for done in mine.knn if done > 0], panel.x):
         panel.fixed.append(_glyph(panel, done, panel.height - 1, "M-4 0H4L0-7Z", kind="evaluation",
@@ -250,6 +263,11 @@ def _draw_levels(panel: Panel, levels: Sequence[Level]) -> None:
         panel.fixed.append(f'<line class="{level.kind}" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
         below = y + 16 if index else y - 7
         panel.fixed.append(svg.render_text("8", below, level.label, kind=f"label {level.kind}"))
+
+
+def _reference_kind(drawn: Sequence[object]) -> str:
+    """One reference run is half of a comparison; many are a background."""
+    return "reference sole" if len(drawn) == 1 else "reference"
 
 
 def _ghosts(mine: History, metric: str, span: Scale) -> list[tuple[Floats, Floats]]:

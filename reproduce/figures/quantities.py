@@ -1,6 +1,7 @@
 """Numbers and values in, the text that a reader sees out: one notation for reports, badges and figures."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,21 +10,33 @@ NONE = "\N{EN DASH}"
 
 TITLES = {
     "total_loss": "Total loss",
-    "dino_local_crops_loss": "DINO loss, local crops",
-    "dino_global_crops_loss": "DINO loss, global crops",
+    "dino_local_crops_loss": "Local-crop DINO loss",
+    "dino_global_crops_loss": "Global-crop DINO loss",
     "ibot_loss": "iBOT loss",
     "koleo_loss": "KoLeo loss",
     "lr": "Learning rate",
     "wd": "Weight decay",
     "mom": "Teacher momentum",
-    "last_layer_lr": "Learning rate, last layer",
-    "current_batch_size": "Batch size",
 }
 
 
 def metric_title(metric: str) -> str:
     """How a reader calls a logged metric; a key that we do not know stays as it is."""
     return TITLES.get(metric, metric)
+
+
+def make_legible(text: str) -> str:
+    """A sentence with the keys of a log's columns written as a reader calls them."""
+    for key, title in TITLES.items():
+        inside = title if title.startswith("KoLeo") else title[0].lower() + title[1:]
+        text = re.sub(rf"^{key}\b", title, text)
+        text = re.sub(rf"(?<![\w.-]){key}(?![\w=-])", inside, text)
+    return text
+
+
+def typeset(text: str) -> str:
+    """A sentence with true minus signs, and percent signs that stay with their number."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", re.sub(r"(?<![\w.)\]/-])-(?=[\d.])", MINUS, text))
 
 
 def plural(count: int, one: str, many: str = "") -> str:
@@ -96,6 +109,8 @@ def render_value(value: Any) -> str:
         return NONE
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1000:
+        return f"{value:.1f}".replace("-", MINUS)  # 82.0 % and 82 % are not the same statement
     if isinstance(value, (int, float)):
         return render_number(value, digits=7)
     if isinstance(value, Mapping):

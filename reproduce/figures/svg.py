@@ -51,13 +51,17 @@ class Thinned:
 
 @dataclass
 class Panel:
-    """A drawing area `height` pixels high and as wide as its figure. `title` and `text` are read by screen readers."""
+    """A drawing area `height` pixels high and as wide as its figure. `title` and `text` are read by screen readers.
+
+    `under` and `fixed` keep their size, `stretched` lies between them.
+    """
 
     x: Scale
     y: Scale
     height: int
     title: str
     text: str
+    under: list[str] = field(default_factory=list)
     stretched: list[str] = field(default_factory=list)
     fixed: list[str] = field(default_factory=list)
 
@@ -74,7 +78,7 @@ def value_scale(values: Iterable[float], *, pad: float = 0.06) -> Scale:
 
 def iteration_scale(last: float) -> Scale:
     """A logarithmic scale to `last` iterations, at least one octave long; from 10 on for all but the shortest runs."""
-    first = 10.0 if last >= 1000 else 1.0  # logs hold a line every 10 iterations
+    first = 10.0 if last >= 200 else 1.0  # logs hold a line every 10 iterations
     return Scale(first, max(last, 2 * first), logarithmic=True)
 
 
@@ -102,9 +106,9 @@ def decade_ticks(scale: Scale) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def thin(iterations: Floats, values: Floats, *, scale: Scale, columns: int = COLUMNS) -> Thinned:
-    """Thin a curve to columns of equal width along `scale`. A column with any non-finite value is a break."""
+    """Thin what lies on `scale` to columns of equal width along it. A column with any non-finite value is a break."""
     share = scale.share(iterations)
-    kept = (share >= 0) & (share <= 1 + 1e-9)
+    kept = (iterations >= scale.low) & (share <= 1 + 1e-9)
     share, series = share[kept], values[kept]
     column = np.minimum((share * columns).astype(np.int64), columns - 1)
     order = np.argsort(column, kind="stable")
@@ -161,7 +165,7 @@ def draw_y_axis(panel: Panel, *, ticks: Sequence[float], labels: Sequence[str]) 
     """Grid lines across the panel with their labels left of it."""
     for value, label in zip(ticks, labels, strict=True):
         y = pixel_y(panel, value)
-        panel.fixed.append(f'<line class="grid" x1="0" x2="100%" y1="{_short(y)}" y2="{_short(y)}"/>')
+        panel.under.append(f'<line class="grid" x1="0" x2="100%" y1="{_short(y)}" y2="{_short(y)}"/>')
         panel.fixed.append(render_text("-8", y + 4, label, kind="tick", anchor="end"))
 
 
@@ -192,13 +196,13 @@ def render_panel(panel: Panel, *, below: int = 0) -> Markup:
     return Markup(
         f'<svg class="panel" role="img" width="100%" height="{panel.height + below}">'
         f"<title>{escape(panel.title)}</title><desc>{escape(panel.text)}</desc>"
-        f"{stretched}{''.join(panel.fixed)}</svg>"
+        f"{''.join(panel.under)}{stretched}{''.join(panel.fixed)}</svg>"
     )
 
 
 def _points(panel: Panel, share: Floats, values: Floats) -> list[str]:
     """Points of the stretched layer; values beyond the panel stay at its edge."""
-    height = np.clip(panel.y.share(values), -0.02, 1.02)
+    height = np.clip(panel.y.share(values), 0.003, 0.997)
     return [f"{_short(STRETCH * x)} {_short(STRETCH * (1 - y))}" for x, y in zip(share, height, strict=True)]
 
 
