@@ -96,7 +96,7 @@ def equal(one: Value, other: Value, *, tolerance: float = 0.0) -> bool:
         return len(one) == len(other) and all(equal(a, b, tolerance=tolerance) for a, b in zip(one, other, strict=True))
     if _is_number(one) and _is_number(other):
         return math.isclose(one, other, rel_tol=max(tolerance, 1e-9))
-    return bool(one == other)
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def cross_checks(spec: Spec) -> tuple[CrossCheck, ...]:
