@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reproduce.errors import ReproduceError
+from reproduce.files import short_path
 
 if TYPE_CHECKING:
     from reproduce.judging import RunFiles
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from reproduce.verdict import Verdict
 
 EXIT_CODES = (
-    "Exit codes: 0 nothing contradicts the row · 1 something does, or the training failed · 2 a mistake in the command, "
-    "a file or the site, said in one line · 3 not enough evidence · 75 stopped from outside, or 130 by Ctrl-C: the work "
-    "is saved and the same command goes on."
+    "Exit codes: 0 nothing contradicts the row · 1 something does, or the training failed · 2 a mistake in the "
+    "command, a file or the site, said in one line · 3 not enough evidence · 75 stopped from outside, or 130 by "
+    "Ctrl-C: the work is saved and the same command goes on."
 )
 app = typer.Typer(
     help="Reproduce published vision pretraining runs: launch, parse, judge, report.",
@@ -206,7 +207,7 @@ def report_row(row: Row, changes: Changes = None, seed: Seed = None) -> None:
     path = write_report(files)
     verdict = load_verdict(files)
     typer.echo(f"{verdict.outcome.upper()}  {verdict.sentence}" if verdict else "not run yet: the report is an audit")
-    typer.echo(relative(path))
+    typer.echo(short_path(path))
 
 
 @command("compare")
@@ -251,7 +252,7 @@ def fetch_log(row: Row) -> None:
     from reproduce.spec import load_spec
 
     spec = load_spec(row)
-    typer.echo(relative(fetch_reference(spec.published_log, root=spec.root)))
+    typer.echo(short_path(fetch_reference(spec.published_log, root=spec.root)))
 
 
 @command("publish")
@@ -263,7 +264,7 @@ def publish_run(
     from reproduce.published import publish_log
 
     for path in publish_log(run, target):
-        typer.echo(relative(path))
+        typer.echo(short_path(path))
 
 
 @command("lock")
@@ -343,12 +344,7 @@ def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> Non
         return
     typer.echo(render_verdict(verdict, width=width()))
     if path is not None:
-        typer.echo(f"\n{relative(path)}")
-
-
-def relative(path: Path) -> str:
-    """A path as short as it can be written from here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+        typer.echo(f"\n{short_path(path)}")
 
 
 def command_line() -> list[str]:

@@ -1,4 +1,4 @@
-"""Files as a run folder needs them: appearing whole, read from the end, locked by a living process."""
+"""Files as a run folder needs them: appearing whole, read from the end, locked by a living process, named shortly."""
 
 import fcntl
 import os
@@ -40,3 +40,8 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def short_path(path: Path) -> str:
+    """A path as it can be typed here: relative where it lies below the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

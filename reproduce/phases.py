@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reproduce.errors import RunError, SiteError
+from reproduce.files import short_path
 from reproduce.launch import INTERRUPTED, Job, make_parameters, submit
 from reproduce.progress import Progress, newest_evaluation, read_progress
 from reproduce.resolve import Resolved
@@ -58,7 +59,7 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         folder = open_run(resolved, command=command, root=resolved.spec.root)
         state = read_state(folder)
         if state is not None and state.iteration >= target and not is_alive(folder):
-            screen.say(f"{folder}: {state.state}, {state.iteration} of {state.of} iterations done")
+            screen.say(f"{short_path(folder)}: {state.state}, {state.iteration} of {state.of} iterations done")
             return state
         if started:
             raise FailedRunError(
@@ -89,12 +90,14 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     done = newest_evaluation(folder)
     if done is None:
         period = resolved.config.recipe.evaluation.period_iterations
-        screen.say(f"{folder}: no teacher to evaluate yet, the run keeps the first after {period} iterations")
+        screen.say(
+            f"{short_path(folder)}: no teacher to evaluate yet, the run keeps the first after {period} iterations"
+        )
         return None
     if result.is_file() and read_evaluation(folder)["iteration"] == done:
-        screen.say(f"{result}: evaluated after {done} iterations")
+        screen.say(f"{short_path(result)}: evaluated after {done} iterations")
         return result
-    screen.say(f"{folder}: evaluating the teacher after {done} iterations")
+    screen.say(f"{short_path(folder)}: evaluating the teacher after {done} iterations")
     job = submit(
         (sys.executable, "-m", "franca.evaluate", str(folder.resolve())),
         folder=folder / "submitit",
@@ -125,7 +128,9 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             job = newest_job(folder)
             if job is not None and not job.is_running() and job.exit_code() is not None:
                 job = None
-            screen.say(f"{folder}: already being trained{f' by job {job.job_id}' if job else ''}, following it")
+            screen.say(
+                f"{short_path(folder)}: already being trained{f' by job {job.job_id}' if job else ''}, following it"
+            )
             return job, False
         job = submit(
             (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve())),
@@ -134,7 +139,7 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             parameters=make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node),
         )
         record_launch(folder, job=job, site=resolved.site.name)
-        screen.say(f"{folder}: training as job {job.job_id} on {resolved.site.name}")
+        screen.say(f"{short_path(folder)}: training as job {job.job_id} on {resolved.site.name}")
         return job, True
 
 

@@ -13,9 +13,9 @@ class PlainScreen:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.pending: Progress | None = None
-        self.knn: tuple[int, int, float] | None = None
-        self.shown_at = float("-inf")
+        self.newest: Progress | None = None
+        self.printed: Progress | None = None
+        self.printed_at = float("-inf")
 
     def say(self, text: str) -> None:
         """Print one line at once: a log is read while it grows."""
@@ -23,15 +23,16 @@ class PlainScreen:
 
     def show(self, progress: Progress) -> None:
         """Print where the run stands if there is news."""
-        self.pending = progress
-        if progress.done and (progress.knn != self.knn or time.monotonic() - self.shown_at >= QUIET_S):
+        self.newest = progress
+        known = self.printed.knn if self.printed else None
+        if progress.done and (progress.knn != known or time.monotonic() - self.printed_at >= QUIET_S):
             self.end()
 
     def end(self) -> None:
-        """Print what was shown last and not printed."""
-        if self.pending is not None:
-            self.say(render_progress(self.pending))
-            self.shown_at, self.knn, self.pending = time.monotonic(), self.pending.knn, None
+        """Print what was shown last, if that was not printed yet."""
+        if self.newest is not None and self.newest != self.printed:
+            self.say(render_progress(self.newest))
+            self.printed, self.printed_at = self.newest, time.monotonic()
 
 
 class LiveScreen:

@@ -15,7 +15,7 @@ GAP = "  "
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> str:
-    """Aligned columns, the first colored by its state; the last is wrapped so that lines keep to `width` if they can."""
+    """Aligned columns, the first colored by its state; the last is wrapped to keep lines to `width` if it can."""
     cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
     room = max(width - sum(widths) - len(GAP) * len(widths), 24)
