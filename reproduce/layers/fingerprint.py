@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reproduce.bands import spread_band
 from reproduce.checks import Check, CheckState, plural, quote
-from reproduce.curves import LOSSES, TOTAL
+from reproduce.curves import LOSSES, TOTAL, full_windows
 from reproduce.lineage import History
 
 Array = NDArray[np.float64]
@@ -105,15 +105,23 @@ def _first_lines(mine: History, references: Sequence[History]) -> tuple[list[str
 
 
 def identical_run(mine: History, references: Sequence[History]) -> History | None:
-    """A reference run whose every common line holds the same losses, and that has as many lines."""
-    keys = (*LOSSES, TOTAL)
-    own = {record.iteration: [record.values.get(key) for key in keys] for record in mine.lineage.records}
+    """A reference run whose every common line holds the same losses, and that has as many lines.
+
+    Lines right after a resume are left out: their medians are of fewer iterations.
+    """
+    own = _printed_losses(mine)
     for reference in references:
-        theirs = {record.iteration: [record.values.get(key) for key in keys] for record in reference.lineage.records}
+        theirs = _printed_losses(reference)
         common = own.keys() & theirs.keys()
-        if len(common) >= min(len(own), len(theirs)) - 2 and all(own[at] == theirs[at] for at in common):
+        same = all(own[at] == theirs[at] for at in common)
+        if common and same and mine.done == reference.done:
             return reference
     return None
+
+
+def _printed_losses(history: History) -> dict[int, list[float | None]]:
+    lines = zip(history.lineage.records, full_windows(history.lineage), strict=True)
+    return {record.iteration: [record.values.get(key) for key in (*LOSSES, TOTAL)] for record, full in lines if full}
 
 
 def _same_start(mine: History, reference: History) -> bool:
