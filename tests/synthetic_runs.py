@@ -175,7 +175,7 @@ def make_checks() -> tuple[Check, ...]:
 
 def make_verdict(*, mine: History, references: Sequence[History], **changes: Any) -> Verdict:
     """A reproduction, as it looks when everything went well."""
-    bands = tuple(make_band(metric, mine=mine, references=references) for metric in LEVELS) if references else ()
+    bands = tuple(make_band(metric, mine=mine, references=references) for metric in LEVELS if len(references) > 1)
     losses = tuple(
         make_result(name=metric, title=metric, unit="", state="consistent", mine=high, target=None, target_source="",
                     center=high, difference=0.004, low=-0.02, high=0.028, margin=0.031)
@@ -194,3 +194,9 @@ def make_verdict(*, mine: History, references: Sequence[History], **changes: Any
         "problems": (), "method": {"alpha": 0.01, "critical_loss": 4.23, "lambda": 1.4}, "exit_code": 0,
     }  # fmt: skip
     return Verdict(**(fields | changes))
+
+
+def make_runs() -> tuple[History, list[History]]:
+    """A run that was resumed once, and three reference runs."""
+    records = make_records(42, stop=4200) + make_records(43, start=3600, first_line=421)
+    return make_history("main", records=records), [make_history(f"seed-{seed}", seed=seed) for seed in (1, 2, 3)]

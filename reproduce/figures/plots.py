@@ -238,20 +238,19 @@ def _draw_iterations(panel: Panel) -> None:
 def _draw_events(panel: Panel, mine: History) -> None:
     """Launches that went on later as dashed lines with their kind; evaluations as triangles on the axis."""
     free = 0.0
-    later = [launch for launch in mine.lineage.launches[1:] if launch.start > 0]
-    for launch in sorted(later, key=lambda launch: launch.start):
-        share = panel.x.at(launch.start + 1)
+    kinds = {launch.start: launch.kind for launch in mine.lineage.launches[1:] if launch.start > 0}
+    for start in reversed(_apart(kinds, panel.x, gap=0.005)):
+        share = panel.x.at(start + 1)
         x = percent(share)
         panel.fixed.append(
             f'<line class="launch-line" x1="{x}" x2="{x}" y1="0" y2="{panel.height}">'
-            f"<title>{launch.kind} at iteration {launch.start:,}</title></line>"
+            f"<title>{kinds[start]} at iteration {start:,}</title></line>"
         )
         if share >= free:
-            panel.fixed.append(
-                svg.render_text(x, -4, launch.kind, kind="tick", anchor="end" if share > 0.8 else "start")
-            )
+            anchor = "end" if share > 0.8 else "start"
+            panel.fixed.append(svg.render_text(x, -4, kinds[start], kind="tick", anchor=anchor))
             free = share + 0.2
-    for done in _apart([done for done in mine.knn if done > 0], panel.x):
+    for done in _apart([done for done in mine.knn if done > 0], panel.x, gap=0.02):
         panel.fixed.append(_glyph(panel, done, panel.height - 1, "M-4 0H4L0-7Z", kind="evaluation",
                                   label=f"k-NN evaluation after {done:,} iterations"))  # fmt: skip
 
@@ -279,7 +278,7 @@ def _ghosts(mine: History, metric: str, span: Scale) -> list[tuple[Floats, Float
     return [(curve.share, curve.mean) for curve in curves]
 
 
-def _apart(iterations: Iterable[int], scale: Scale, *, gap: float = 0.02) -> list[int]:
+def _apart(iterations: Iterable[int], scale: Scale, *, gap: float) -> list[int]:
     """Those of the iterations that stand at least `gap` of the width apart, the last one first served."""
     kept: list[int] = []
     for done in sorted(iterations, reverse=True):
