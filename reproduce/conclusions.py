@@ -67,7 +67,7 @@ def decide(grounds: Grounds) -> Outcome:
         return "better" if knn.state == "better" else "worse"
     if grounds.failed:
         return "failed"
-    if not grounds.compared:
+    if not grounds.compared or not grounds.mine.lineage.records:
         return "no reference"
     if not grounds.finished:
         return "on track"

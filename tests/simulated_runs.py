@@ -59,7 +59,7 @@ def simulate(
     noise: float = NOISE,
     wander: float = WANDER,
 ) -> Truth:
-    """One run of `recipe`. `shift` adds to a loss a share of its start that grows from nothing over the run."""
+    """One run of `recipe`. `shift` adds to a loss a share of its start, most of it late in log time."""
     generator = np.random.default_rng(seed)
     count = recipe.iterations
     iterations = np.arange(count)
@@ -69,7 +69,7 @@ def simulate(
         curve = end + (start - end) * np.exp(-3 * log_time / math.log(count) * np.minimum(1, iterations / 20))
         path = _wander(generator, log_time, correlation) * np.minimum(1, iterations / 40)
         scatter = generator.standard_normal(count)
-        drift = (shift or {}).get(name, 0.0) * (log_time / log_time[-1])
+        drift = (shift or {}).get(name, 0.0) * (log_time / log_time[-1]) ** 4
         columns[name] = curve + abs(start) * (wander * path + noise * scatter + drift)
     columns[TOTAL] = np.sum([columns[name] for name in LOSSES], axis=0)
     schedules = make_schedules(recipe)

@@ -29,26 +29,42 @@ LIMITS = {
 }
 
 
+FIRST_LINES = Check(
+    id="first-lines",
+    layer="L1",
+    title=f"First lines, to iteration {LAST}",
+    state="unknown",
+    finding="The run and the reference runs have no first lines in common.",
+    value=None,
+    limit=None,
+    unit="",
+    iteration=None,
+    evidence=(),
+    says="Heads, temperatures, centering, crops and initialization are those of the reference runs.",
+    cannot_say="Anything that acts only through training: the learning rate, the teacher's momentum, weight decay.",
+)
+
+
 def check_first_lines(mine: History, *, references: Sequence[History], alpha: float) -> tuple[Check, ...]:
     """The losses up to iteration 50 against the reference runs' spread, or against fixed limits of one or two."""
     if not references:
         return ()
     metrics, iterations, own, theirs = _first_lines(mine, references)
     if not len(iterations):
-        return (_blank(),)
-    with_spread = len(references) >= 3
-    if with_spread:
+        return (FIRST_LINES,)
+    if len(references) >= 3:
+        ground, calibrated = plural(len(references), "reference run"), True
         floor = FLOOR_RELATIVE * np.abs(theirs).mean(axis=0) + FLOOR
         limits = spread_band(theirs, floor=floor, pool=0, alpha=alpha)
-        z, limit = np.abs(limits.standardize(own)), limits.critical
+        center, z, limit, unit = limits.center, np.abs(limits.standardize(own)), limits.critical, "standard deviations"
     else:
+        closest = max(range(len(references)), key=lambda place: _same_start(mine, references[place]))
+        ground, calibrated = references[closest].name, _same_start(mine, references[closest])
         shares = np.array([LIMITS[metric] for metric in metrics])[:, None]
-        center = theirs.mean(axis=0)
-        z, limit = np.abs(own - center) / (shares * np.abs(center) + FLOOR), 1.0
+        center, limit, unit = theirs[closest], 1.0, "of the limit"
+        z = np.abs(own - center) / (shares * np.abs(center) + FLOOR)
+    check = dataclasses.replace(FIRST_LINES, value=float(z.max()), limit=limit, unit=unit, state="pass")
     outside = ~(z <= limit)
-    unit = "standard deviations" if with_spread else "of the limit"
-    ground = plural(len(references), "reference run")
-    check = dataclasses.replace(_blank(), value=float(np.nanmax(z)), limit=limit, unit=unit, state="pass")
     if not outside.any():
         finding = f"All losses of {plural(len(iterations), 'line')} up to iteration {LAST} are those of {ground}."
         twin = identical_run(mine, references)
@@ -59,33 +75,15 @@ def check_first_lines(mine: History, *, references: Sequence[History], alpha: fl
     metric = int(np.argmax(outside[:, line]))
     at = int(iterations[line])
     nearest = references[int(np.argmin(np.abs(theirs[:, metric, line] - own[metric, line])))]
-    calibrated = with_spread or any(_same_start(mine, reference) for reference in references)
     finding = (
-        f"{metrics[metric]} is {own[metric, line]:.6g} at iteration {at} against "
-        f"{theirs[:, metric, line].mean():.6g} in {ground}: {z[metric, line]:.1f} {unit}."
+        f"{metrics[metric]} is {own[metric, line]:.6g} at iteration {at} against {center[metric, line]:.6g} "
+        f"in {ground}: {z[metric, line]:.1f} {unit}."
     )
     if not calibrated:
         finding += " Its seed or its split over processes differs, for which the limit is not calibrated."
     evidence = (*quote(mine, at, metric=metrics[metric]), *quote(nearest, at, metric=metrics[metric]))
     state: CheckState = "fail" if calibrated else "warn"
     return (dataclasses.replace(check, state=state, finding=finding, iteration=at, evidence=evidence),)
-
-
-def _blank() -> Check:
-    return Check(
-        id="first-lines",
-        layer="L1",
-        title=f"First lines, to iteration {LAST}",
-        state="unknown",
-        finding="The run and the reference runs have no first lines in common.",
-        value=None,
-        limit=None,
-        unit="",
-        iteration=None,
-        evidence=(),
-        says="Heads, temperatures, centering, crops and initialization are those of the reference runs.",
-        cannot_say="Anything that acts only through training: the learning rate, the teacher's momentum, weight decay.",
-    )
 
 
 def _first_lines(mine: History, references: Sequence[History]) -> tuple[list[str], NDArray[np.int64], Array, Array]:
