@@ -24,15 +24,19 @@ RECORDS = ("config.yaml", "environment.json", "provenance.json")
 TRAINED = ("checkpoints", *LOGS, *RECORDS)
 TRAINING_KEYS = ("recipe", "seed", "version")
 JUDGING_CODE = (
+    "franca/schedules.py",
+    "reproduce/bands.py",
     "reproduce/checks.py",
+    "reproduce/conclusions.py",
     "reproduce/curves.py",
+    "reproduce/layers",
     "reproduce/lineage.py",
     "reproduce/log_head.py",
     "reproduce/logs.py",
     "reproduce/problems.py",
     "reproduce/verdict.py",
 )
-REPORTING_CODE = ("reproduce/figures", "reproduce/report")
+REPORTING_CODE = ("reproduce/audit.py", "reproduce/figures", "reproduce/report")
 
 Stage = dict[str, Any]
 
