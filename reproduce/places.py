@@ -40,12 +40,14 @@ def load_document(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise SpecError("not UTF-8 text", path=path, line=line, mend="save the file as UTF-8") from error
+    except yaml.reader.ReaderError as error:
+        at = text[: error.position].count("\n") + 1
+        raise SpecError(f"not YAML: {error.reason}", path=path, line=at, mend="remove the character") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        raise SpecError(
-            f"not YAML: {problem}", path=path, line=mark.line + 1 if mark else None, mend="mend the syntax"
-        ) from error
+        problem = getattr(error, "problem", None) or str(error)
+        line = mark.line + 1 if mark else None
+        raise SpecError(f"not YAML: {problem}", path=path, line=line, mend="mend the syntax") from error
     if not isinstance(node, yaml.MappingNode):
         raise SpecError(
             "the file holds no mapping of keys to values", path=path, line=1, mend="write `key: value` lines"

@@ -104,7 +104,7 @@ def _wanted(error: Any, key: str) -> str:
 
 
 def _explain(schema: Mapping[str, Any], name: str) -> str:
-    description = schema["properties"][name].get("description")
+    description = schema["properties"].get(name, {}).get("description")
     return f" ({description})" if description else ""
 
 

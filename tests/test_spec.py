@@ -152,7 +152,7 @@ def test_row_is_named_after_its_file(project: Path, edit: Edit) -> None:
     assert error.mend == f"row: {ROW}"
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\ta: 1", "- 1", "", "just words", "a: *nothing", "a: 'open"])
+@pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\ta: 1", "- 1", "", "just words", "a: *nothing", "a: 'open", "a: \x00"])
 def test_broken_yaml_names_file_and_line(text: str, project: Path) -> None:
     """A file that is no YAML mapping is named with a line, never a traceback."""
     (project / "experiments" / "recipe" / "dinov2.yaml").write_text(f"# a comment\n{text}\n")
