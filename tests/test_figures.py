@@ -269,3 +269,16 @@ def test_curves_of_the_longest_run_stay_small(metric: str, long_run: History) ->
 @pytest.fixture(scope="module")
 def long_run() -> History:
     return make_history("long", records=make_records(0, stop=625_000, total=625_000), total=625_000)
+
+
+@pytest.mark.parametrize(
+    ("period", "least", "most"), [(1500, 4, 4), (600, 8, 10), (1, 20, 60), (0, 0, 0), ("600", 0, 0), (7000, 0, 0)]
+)
+def test_checkpoints_are_ticks_on_the_axis(period: object, least: int, most: int) -> None:
+    """Every checkpoint of a sparse run is drawn, as many as fit of a dense one, and none where none is known."""
+    mine = make_history("main", config={"execution": {"checkpoint_period_iterations": period}})
+    figure = plots.render_loss_figure("ibot_loss", mine=mine, references=(), band=None, span=SPAN)
+    ticks = by_class(parse(figure.upper), "checkpoint")
+    shares = sorted(share_of(tick.get("x1", "")) for tick in ticks)
+    assert least <= len(ticks) <= most
+    assert all(after - before > 0.019 for before, after in itertools.pairwise(shares))

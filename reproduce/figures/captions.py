@@ -65,7 +65,9 @@ def describe_knn(k: int, *, mine: History, references: Sequence[History], band: 
     if not same:
         return title, "No reference run was evaluated at that iteration."
     verdict = "" if band is None else describe_band("k-NN", band=band, references=len(references))[1]
-    beside = f"The reference runs stand at {min(same):.2f}" + (f" to {max(same):.2f}" if len(same) > 1 else "")
+    beside = f"The reference run stands at {same[0]:.2f}"
+    if len(same) > 1:
+        beside = f"The reference runs stand at {min(same):.2f} to {max(same):.2f}"
     return title, f"{beside} % there. {verdict}".strip()
 
 

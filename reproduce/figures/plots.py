@@ -1,6 +1,6 @@
 """Histories, bands and results in, figures out: an SVG each, under a title that states what it shows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -17,6 +17,7 @@ from reproduce.lineage import History, Lineage
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
 LAUNCHES_SHOWN = 100  # the newest; a crash loop has thousands
 LABELLED_MARGIN = 0.35  # of the half width: the edges of a narrower margin are too near to zero for labels
+CHECKPOINTS = 60  # ticks at most
 LABEL_PX = 13  # the height of a label
 LABELS_PX = 26  # room for tick labels under a panel
 BAND_AIR = 0.4  # of the curves' range: a wide band leaves the frame, so that the curves stay legible
@@ -94,7 +95,10 @@ def render_knn_figure(
 ) -> Figure:
     """Top-1 accuracy of the teacher over the run, with the published values and the raw-pixel baseline."""
     title, caption = describe_knn(k, mine=mine, references=references, band=band)
-    curves = {"reference": [knn_points(run.knn, k) for run in references], "mine": [knn_points(mine.knn, k)]}
+    curves = {
+        _reference_kind(references): [knn_points(run.knn, k) for run in references],
+        "mine": [knn_points(mine.knn, k)],
+    }
     shown = [value for points in curves.values() for _, value in (pair for curve in points for pair in curve)]
     edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
     panel = Panel(span, svg.value_scale([*shown, *edges, *(level.value for level in levels)], pad=0.1), KNN_PX,
@@ -250,9 +254,25 @@ def _draw_events(panel: Panel, mine: History) -> None:
             anchor = "end" if share > 0.8 else "start"
             panel.fixed.append(svg.render_text(x, -4, kinds[start], kind="tick", anchor=anchor))
             free = share + 0.2
+    for done in _apart(_checkpoints(mine, panel.x), panel.x, gap=0.02):
+        x = percent(panel.x.at(done))
+        panel.fixed.append(
+            f'<line class="checkpoint" x1="{x}" x2="{x}" y1="{panel.height - 9}" y2="{panel.height}">'
+            f"<title>checkpoint after {done:,} iterations</title></line>"
+        )
     for done in _apart([done for done in mine.knn if done > 0], panel.x, gap=0.02):
         panel.fixed.append(_glyph(panel, done, panel.height - 1, "M-4 0H4L0-7Z", kind="evaluation",
                                   label=f"k-NN evaluation after {done:,} iterations"))  # fmt: skip
+
+
+def _checkpoints(mine: History, scale: Scale) -> list[int]:
+    """Iterations after which the run saved a checkpoint, by its configuration; of many, some of every octave."""
+    execution = (mine.config or {}).get("execution")
+    period = execution.get("checkpoint_period_iterations") if isinstance(execution, Mapping) else None
+    if not isinstance(period, int) or period < 1 or mine.done < period:
+        return []
+    spread = np.geomspace(max(scale.low, period), mine.done, CHECKPOINTS)
+    return [int(done) for done in np.unique(np.floor(spread / period + 1e-9) * period)]
 
 
 def _draw_levels(panel: Panel, levels: Sequence[Level]) -> None:

@@ -40,6 +40,7 @@ LEGEND = (
     ("ghost", '<path class="ghost" d="M0 7H26"/>', "overwritten by a later launch"),
     ("launch-line", '<line class="launch-line" x1="13" x2="13" y1="0" y2="14"/>', "a later launch"),
     ("evaluation", '<path class="evaluation" d="M8 12H18L13 4Z"/>', "k-NN evaluation"),
+    ("checkpoint", '<line class="checkpoint" x1="13" x2="13" y1="3" y2="12"/>', "checkpoint"),
     ("published", '<line class="published" x1="0" x2="26" y1="7" y2="7"/>', "published"),
     ("pixels", '<line class="pixels" x1="0" x2="26" y1="7" y2="7"/>', "raw pixels, no training"),
 )
