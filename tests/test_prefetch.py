@@ -122,6 +122,26 @@ def test_signal_to_the_whole_job_reaches_the_trainer_alone(tmp_path: Path, numbe
     assert (trainer.returncode, trainer.stdout, trainer.stderr) == (0, "", "")
 
 
+def test_workers_of_another_ones_fork_server_ignore_signals(tmp_path: Path) -> None:
+    """Where something else started the fork server, signals unblocked, the workers ignore them on their own."""
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "import multiprocessing.forkserver, os, signal\n"
+        "from franca.data.prefetch import SIGNALS, prefetch\n"
+        "def work(_):\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.forkserver.ensure_running()\n"
+        "    results = prefetch(work, range(60), workers=1)\n"
+        "    worker = next(results)\n"
+        "    for number in SIGNALS:\n"
+        "        os.kill(worker, number)\n"
+        "    assert set(results) == {worker}\n"
+    )
+    trainer = subprocess.run([sys.executable, str(script)], check=False, capture_output=True, text=True, timeout=100)
+    assert (trainer.returncode, trainer.stderr) == (0, "")
+
+
 def test_closing_ends_the_workers() -> None:
     """After `close` no worker is left, whatever was still to be made."""
     results = prefetch(process_id, range(1000), workers=2)
