@@ -29,7 +29,7 @@ def test_index_shows_every_row_and_why_a_check_is_absent() -> None:
     assert words[1] == ["Not run", "not run", "no published log", "not run", "not run", "no published log", "not run"]
     assert '<a href="digits.html">' in first
     assert "<a" not in second
-    assert "2.0% of the run" in page.text or "2.0 % of the run" in page.text
+    assert "2.0 % of the run" in page.text
     assert "dvc repro franca-L-in21k" in page.text
     assert "k-NN top-1, ImageNet-1k: 97.1 %" in page.text
     assert "1 conflict" in page.text
