@@ -14,13 +14,13 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
-    "errors files places validate compose sources overrides rules versions spec resolve audit",
+    "errors files terminal places validate compose sources overrides rules versions spec resolve audit",
     "launch runs",
     "problems log_head logs lineage curves bands",
     "checks layers conclusions verdict",
     "figures report",
-    "published progress phases pipeline",
-    "screen cli",
+    "published references progress phases judging pipeline",
+    "overview tables screen cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.")
