@@ -21,13 +21,29 @@ from torch import Tensor
 from franca.config import ConfigError, TrainConfig, dump_config
 from franca.data.datasets import DataError, load_dataset
 from franca.evaluate.__main__ import main
-from franca.evaluate.features import center_view, extract_features
+from franca.evaluate.features import FEW, center_view, extract_features
 from franca.evaluate.protocol import encode_pixels, evaluate_knn, make_encoder
 from franca.evaluate.teacher import FILE, load_newest_teacher, save_teacher
 from franca.models.vit import VisionTransformer
 
 CPU = torch.device("cpu")
+DIGITS = load_dataset("digits", root="", split="test")
 CONFIG = make_train_config(make_recipe(evaluation={"knn_k": [1, 10, 20]}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeated:
+    """The test digits, over and over."""
+
+    name: str = "digits"
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return FEW + 300
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        return DIGITS.read(index % len(DIGITS))
 
 
 def make_teacher(config: TrainConfig, *, seed: int = 0) -> VisionTransformer:
@@ -104,8 +120,8 @@ def test_imagenet_is_cropped_as_published(tmp_path: Path) -> None:
 
 
 def test_workers_do_not_change_the_features() -> None:
-    """One worker extracts the features that none does."""
-    dataset = load_dataset("digits", root="", split="test")
+    """On a set that is large enough to start workers, one extracts the features that none does."""
+    dataset = Repeated()
     options = {"data": CONFIG.recipe.data, "px": 16, "device": CPU}
     alone = extract_features(encode_pixels, dataset, workers=0, **options)
     helped = extract_features(encode_pixels, dataset, workers=1, **options)

@@ -20,6 +20,7 @@ from franca.data.datasets import DataError, Dataset, UnreadableImageError
 from franca.data.prefetch import prefetch
 
 BATCH = 256  # images at a time, dinov2 eval/knn.py
+FEW = 4096  # images that are read before workers, which take seconds to start, would be of help
 
 # The shorter side is resized to this many times the center crop: ImageNet's 256 for a crop of 224; digits stay whole.
 RESIZE = {"digits": 1.0, "imagenet1k": 256 / 224}
@@ -45,10 +46,12 @@ def extract_features(
 ) -> FeatureSet:
     """Encode every image of a dataset in its order, on `device`. Raises `DataError` if none can be read.
 
-    `encode` takes normalized images [b, 3, px, px]; put its model into evaluation mode first.
+    `workers` processes read a large dataset. `encode` takes normalized images [b, 3, px, px]; put its model into
+    evaluation mode first.
     """
     batches = [np.arange(first, min(first + BATCH, len(dataset))) for first in range(0, len(dataset), BATCH)]
     read = functools.partial(_read_batch, dataset, data, px)
+    workers = workers if len(dataset) > FEW else 0
     features, labels, unreadable = [], [], []
     with torch.inference_mode():
         for images, classes, failures in prefetch(read, batches, workers=workers, pin_memory=device.type == "cuda"):
