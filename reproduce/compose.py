@@ -146,8 +146,12 @@ def _documents(
     """The files of a `defaults` list in the order in which they are merged, with the key each is merged under."""
     if document.path in above:
         raise SpecError("the file's defaults lead back to it", path=document.path, line=1, mend="remove one of them")
+    entries = document.content.get("defaults", [])
+    if not isinstance(entries, list):
+        line = document.lines["defaults"]
+        raise SpecError("defaults is no list", path=document.path, line=line, mend="write `- group: name` lines")
     own_placed = False
-    for index, entry in enumerate(document.content.get("defaults") or []):
+    for index, entry in enumerate(entries):
         if entry == "_self_":
             own_placed = True
             yield package, document

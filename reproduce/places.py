@@ -38,16 +38,10 @@ def load_document(path: Path) -> Document:
         node = yaml.compose(text, Loader=LOADER)
         content = yaml.load(text, Loader=LOADER)
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise SpecError("not UTF-8 text", path=path, line=line, mend="save the file as UTF-8") from error
-    except yaml.reader.ReaderError as error:
-        at = text[: error.position].count("\n") + 1
-        raise SpecError(f"not YAML: {error.reason}", path=path, line=at, mend="remove the character") from error
+        at = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise SpecError("not UTF-8 text", path=path, line=at, mend="save the file as UTF-8") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        line = mark.line + 1 if mark else None
-        raise SpecError(f"not YAML: {problem}", path=path, line=line, mend="mend the syntax") from error
+        raise _syntax_error(error, path=path, text=text) from error
     if not isinstance(node, yaml.MappingNode):
         raise SpecError(
             "the file holds no mapping of keys to values", path=path, line=1, mend="write `key: value` lines"
@@ -69,6 +63,16 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     words = list(words)
     near = nearest(word, words)
     return f"did you mean {near}?" if near else f"there are: {', '.join(words)}"
+
+
+def _syntax_error(error: yaml.YAMLError, *, path: Path, text: str) -> SpecError:
+    """PyYAML's error with the line it names: that of a mark, or of a character that YAML does not allow."""
+    if isinstance(error, yaml.reader.ReaderError):
+        at = text[: error.position].count("\n") + 1
+        return SpecError(f"not YAML: {error.reason}", path=path, line=at, mend="remove the character")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return SpecError(f"not YAML: {problem}", path=path, line=mark.line + 1 if mark else None, mend="mend the syntax")
 
 
 def _collect(node: yaml.Node, key: str, lines: dict[str, int], path: Path, above: tuple[int, ...]) -> None:

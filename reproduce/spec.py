@@ -192,10 +192,10 @@ def load_spec(row: str, *, overrides: Sequence[str] = (), root: Path | None = No
     """
     root = find_root(root)
     row_path(row, root=root)
+    parsed = parse_overrides(overrides, schema=load_schema(root))
     composed = compose(row, root=root)
     recipe = _make_recipe(composed.mapping["recipe"], composed=composed, overrides=())
     check_version(composed, fingerprint=recipe_fingerprint(recipe), root=root)
-    parsed = parse_overrides(overrides, schema=load_schema(root))
     changed = apply_overrides(composed.mapping["recipe"], parsed)
     changes = tuple(_changes(composed.mapping["recipe"], changed))
     if changes:
