@@ -4,9 +4,10 @@ A loss is a mean curve that every run of the recipe shares, a wander that is an 
 and belongs to the run, and noise of each iteration. What is logged follows from it by naive loops over iterations.
 """
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,12 @@ def simulate(
         for done in points
     }
     return Truth(columns, knn, recipe, seed)
+
+
+def with_columns(truth: Truth, **columns: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Truth:
+    """The run with some columns replaced by a function of themselves."""
+    changed = {name: change(truth.columns[name]) for name, change in columns.items()}
+    return dataclasses.replace(truth, columns={**truth.columns, **changed})
 
 
 def make_records(truth: Truth, *, start: int = 0, stop: int | None = None, first_line: int = 1) -> list[Record]:

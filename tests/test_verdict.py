@@ -257,6 +257,7 @@ def test_every_problem_of_a_log_is_passed_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_false_alarms_of_whole_verdicts() -> None:
     """Of 1,000 runs, each against ten references of its own, at most 1 % and its error fail; none by schedules."""
     alarms: dict[str, int] = {}
