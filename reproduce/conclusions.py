@@ -91,33 +91,24 @@ def exit_code(outcome: Outcome, grounds: Grounds) -> int:
 
 
 def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
-    """The outcome in one plain sentence, with the numbers that it rests on."""
+    """What the outcome rests on, in one or two plain sentences with their numbers; the outcome's word stands before."""
+    twin = _twin(grounds)
     if outcome == "failed":
-        return f"Failed at {_say_failures(grounds)}"
+        return f"It fails at {_say_failures(grounds)}"
     if outcome == "no reference":
         return _say_nothing_compared(grounds)
     if outcome == "on track":
-        done = f"{grounds.mine.done:,}" + (f" of {_total(grounds):,}" if _total(grounds) else "")
-        percent = f"at {100 * (grounds.progress or 0):.3g} % " if grounds.progress is not None else ""
-        return f"On track {percent}({done} iterations): nothing so far differs from {_what(grounds)}."
+        return f"{_say_progress(grounds)}, nothing so far differs from {_what(grounds)}."
     if outcome == "variant":
         differs = " ".join(check.finding for check in grounds.checks if check.layer == "L0" and check.state == "warn")
-        rest = (
-            f"It fails at {_say_failures(grounds)}"
-            if grounds.failed
-            else f"No check found a deviation. {_say_results(grounds)}"
-        )
-        return f"A variant, not the row: {_lower(differs)} {rest}".strip()
+        rest = f"It fails at {_say_failures(grounds)}" if grounds.failed else f"No check fails. {_say_results(grounds)}"
+        return f"{differs} {rest}".strip()
     if outcome in ("better", "worse"):
-        losses = [check for check in grounds.failed if check.layer == "L4" and check.iteration is not None]
-        first = min(losses, key=lambda check: check.iteration or 0, default=None)
-        more = f" The losses part first at iteration {first.iteration:,}." if first else " The losses do not show it."
-        return f"{outcome.capitalize()}: {_say_results(grounds)}{more if grounds.bands else ''}"
-    twin = _twin(grounds)
+        return f"{_say_results(grounds)} {_say_parting(grounds)}".strip()
     if twin is not None:
-        return f"Reproduced: every loss of every line is that of {twin.name}, digit for digit."
-    word = "Reproduced" if outcome == "reproduced" else "Consistent, though equality is not shown"
-    return f"{word}: {_say_results(grounds)} No check found a deviation."
+        return f"Every loss of every line is that of {twin.name}, digit for digit."
+    shown = "" if outcome == "reproduced" else " Equality is not shown."
+    return f"No check fails. {_say_results(grounds)}{shown}"
 
 
 def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
@@ -139,6 +130,20 @@ def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
         )
         if sentence
     )
+
+
+def _say_progress(grounds: Grounds) -> str:
+    total = grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0)
+    share = 100 * (grounds.progress or 0)
+    return f"At {share:.3g} % ({grounds.mine.done:,}{f' of {total:,}' if total else ''} iterations)"
+
+
+def _say_parting(grounds: Grounds) -> str:
+    """Whether the losses show what k-NN shows, and from where on."""
+    if grounds.bands is None:
+        return ""
+    parted = [check.iteration for check in grounds.failed if check.layer == "L4" and check.iteration is not None]
+    return f"The losses part by iteration {min(parted):,}." if parted else "The losses do not show it."
 
 
 def _say_failures(grounds: Grounds) -> str:
@@ -164,7 +169,7 @@ def _say_results(grounds: Grounds) -> str:
         return ""
     inside = sum(result.state == "reproduced" for result in losses)
     noun = "loss lies" if len(losses) == 1 else "losses lie"
-    return f"over the last octave {inside} of {len(losses)} {noun} surely within the margin around {grounds.ground}."
+    return f"Over the last octave {inside} of {len(losses)} {noun} surely within the margin around {grounds.ground}."
 
 
 def _where(result: MetricResult) -> str:
@@ -229,18 +234,10 @@ def _at_the_end(grounds: Grounds) -> bool:
     return grounds.knn is None or (grounds.knn.iteration or 0) >= grounds.mine.done
 
 
-def _total(grounds: Grounds) -> int | None:
-    return grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0) or None
-
-
 def _what(grounds: Grounds) -> str:
-    return (
-        f"the {grounds.ground}"
-        if len(grounds.references) > 1
-        else "the reference run"
-        if grounds.references
-        else "what is published"
-    )
+    if not grounds.references:
+        return "what is published"
+    return f"the {grounds.ground}" if len(grounds.references) > 1 else "the reference run"
 
 
 def _lower(sentence: str) -> str:

@@ -39,7 +39,7 @@ def test_one_more_run_is_consistent() -> None:
     """A run of the recipe is consistent: no check fails, and what it cannot show is said."""
     verdict = judge(make_history(simulate(50)), REFERENCES, spec=SPEC)
     assert (verdict.outcome, verdict.exit_code, verdict.progress) == ("consistent", 0, 1.0)
-    assert "equality is not shown" in verdict.sentence
+    assert verdict.sentence.endswith("Equality is not shown.")
     assert any("would not have been seen" in sentence for sentence in verdict.cannot_conclude)
     assert {check.state for check in verdict.checks} == {"pass"}
 
@@ -95,7 +95,7 @@ def test_changed_hyperparameter_is_never_consistent(change: dict[str, Any], laye
     assert (known.outcome, known.exit_code) == ("variant", 1)
     hidden = judge(make_history(truth, hidden=True), REFERENCES)
     assert (hidden.outcome, hidden.exit_code) == ("failed", 1)
-    assert hidden.sentence.startswith(f"Failed at {layer}: ")
+    assert hidden.sentence.startswith(f"It fails at {layer}: ")
 
 
 @pytest.mark.parametrize("loss", ["koleo_loss", "ibot_loss", "dino_local_crops_loss"])

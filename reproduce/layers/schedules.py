@@ -69,7 +69,7 @@ def first_streak(differs: NDArray[np.bool_]) -> int | None:
 
 
 def _check_against_recipe(mine: History, column: str, *, recipe: Recipe) -> Check:
-    blank = _blank(f"schedule-{column}", f"{TITLES[column]} of its own recipe")
+    blank = _blank(f"schedule-{column}", f"{TITLES[column]}: its own recipe")
     schedules = make_schedules(recipe)
     values = {
         "lr": schedules.lr,
@@ -101,7 +101,7 @@ def _check_against_recipe(mine: History, column: str, *, recipe: Recipe) -> Chec
 
 
 def _check_against_references(mine: History, column: str, *, references: Sequence[History]) -> Check:
-    blank = _blank(f"column-{column}", f"{TITLES[column]} of the reference runs")
+    blank = _blank(f"column-{column}", f"{TITLES[column]}: the reference runs")
     compared, broken = 0, list[tuple[History, int, float, float, float]]()
     lines = 0
     for reference in references:
