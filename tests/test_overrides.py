@@ -1,6 +1,7 @@
 """Overrides: what is written as `key=value` is what the recipe has, and whatever will not do is answered."""
 
 import dataclasses
+import string
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from row_copies import ROOT, ROW, fail
 
 from franca.config import Recipe, make_config, peak_lr
 from reproduce.compose import compose
+from reproduce.errors import SpecError
 from reproduce.overrides import apply_overrides, parse_overrides
 from reproduce.spec import load_spec
 from reproduce.validate import load_schema
@@ -117,3 +119,18 @@ def test_overrides_arrive_as_they_were_given(
         )
         == PLAIN
     )
+
+
+TYPED = st.text(alphabet=string.punctuation + "ab1e \n\0é", max_size=20)
+
+
+@given(TYPED | TYPED.map("optim.base_lr={}".format) | TYPED.map("heads.nesting=[{}]".format))
+def test_any_text_is_an_override_or_an_answer(text: str) -> None:
+    """Whatever is typed is taken for what it says or answered with an error that quotes it; nothing else is raised."""
+    said = None
+    try:
+        (override,) = parse_overrides([text], schema=SCHEMA)
+        make_config(Recipe, apply_overrides(MAPPING, [override]))
+    except SpecError as error:
+        said = error
+    assert said is None or (repr(text) in said.message and said.mend)
