@@ -6,7 +6,6 @@ from typing import Literal
 
 from reproduce.bands import LOG_TIME_CORRELATION
 from reproduce.checks import Check, MetricResult, plural
-from reproduce.layers.fingerprint import identical_run
 from reproduce.layers.losses import LossBands, detectable_shares
 from reproduce.layers.results import KNN
 from reproduce.lineage import History
@@ -19,7 +18,10 @@ CERTAIN = ("L0", "L1", "L2", "L3")  # layers that a deviation of the training's 
 
 @dataclass(frozen=True)
 class Grounds:
-    """What an outcome rests on. `progress` is the share of the recipe that is done, None where that is not known."""
+    """What an outcome rests on. `progress` is the share of the recipe that is done, None where that is not known.
+
+    twin: the reference run that this one repeats number for number, or None.
+    """
 
     mine: History
     references: tuple[History, ...]
@@ -27,6 +29,7 @@ class Grounds:
     metrics: tuple[MetricResult, ...]
     bands: LossBands | None
     progress: float | None
+    twin: History | None
 
     @property
     def knn(self) -> MetricResult | None:
@@ -71,7 +74,7 @@ def decide(grounds: Grounds) -> Outcome:
         return "no reference"
     if not grounds.finished:
         return "on track"
-    if _twin(grounds) is not None:
+    if grounds.twin is not None:
         return "reproduced"
     deciding = (knn,) if knn is not None else grounds.metrics
     if not deciding or all(result.state == "unknown" for result in deciding):
@@ -92,7 +95,6 @@ def exit_code(outcome: Outcome, grounds: Grounds) -> int:
 
 def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
     """What the outcome rests on, in one or two plain sentences with their numbers; the outcome's word stands before."""
-    twin = _twin(grounds)
     if outcome == "failed":
         return f"It fails at {_say_failures(grounds)}"
     if outcome == "no reference":
@@ -105,8 +107,8 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
         return f"{differs} {rest}".strip()
     if outcome in ("better", "worse"):
         return f"{_say_results(grounds)} {_say_parting(grounds)}".strip()
-    if twin is not None:
-        return f"Every loss of every line is that of {twin.name}, digit for digit."
+    if grounds.twin is not None:
+        return f"Every loss of every line is that of {grounds.twin.name}, digit for digit."
     shown = "" if outcome == "reproduced" else " Equality is not shown."
     return f"No check fails. {_say_results(grounds)}{shown}"
 
@@ -221,12 +223,8 @@ def _say_forecast(grounds: Grounds) -> str:
 
 
 def _say_twin(grounds: Grounds) -> str:
-    twin = _twin(grounds)
+    twin = grounds.twin
     return f"How far another seed may fall: this run repeats {twin.name} number for number." if twin else ""
-
-
-def _twin(grounds: Grounds) -> History | None:
-    return identical_run(grounds.mine, grounds.references)
 
 
 def _at_the_end(grounds: Grounds) -> bool:

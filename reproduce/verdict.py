@@ -21,7 +21,7 @@ from reproduce.conclusions import Outcome as Outcome
 from reproduce.curves import BLOCKS_PER_OCTAVE
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
-from reproduce.layers.fingerprint import check_first_lines
+from reproduce.layers.fingerprint import check_first_lines, identical_run
 from reproduce.layers.knn import KnnBand, check_knn, make_knn_band, render_knn_band
 from reproduce.layers.losses import FLOOR, POOL, LossBands, check_losses, make_loss_bands, render_bands
 from reproduce.layers.results import make_knn_results, make_loss_results
@@ -93,7 +93,8 @@ def judge(mine: History, references: Sequence[History], *, spec: Spec | None = N
     knn = make_knn_band(mine, references=references, alpha=margins.alpha * SHARES["L5"])
     checks = _make_checks(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
     metrics = _make_metrics(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
-    grounds = Grounds(mine, tuple(references), checks, metrics, bands, _progress(mine, references, total))
+    progress, twin = _progress(mine, references, total), identical_run(mine, references)
+    grounds = Grounds(mine, tuple(references), checks, metrics, bands, progress, twin)
     outcome = decide(grounds)
     return Verdict(
         outcome=outcome,

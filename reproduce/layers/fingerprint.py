@@ -103,23 +103,25 @@ def _first_lines(mine: History, references: Sequence[History]) -> tuple[list[str
 
 
 def identical_run(mine: History, references: Sequence[History]) -> History | None:
-    """A reference run whose every common line holds the same losses, and that has as many lines.
+    """A reference run that did as many iterations and whose every common line holds the same losses.
 
     Lines right after a resume are left out: their medians are of fewer iterations.
     """
-    own = _printed_losses(mine)
-    for reference in references:
-        theirs = _printed_losses(reference)
-        common = own.keys() & theirs.keys()
-        same = all(own[at] == theirs[at] for at in common)
-        if common and same and mine.done == reference.done:
-            return reference
-    return None
+    return next((run for run in references if mine.done == run.done > 0 and _repeats(mine, run)), None)
 
 
-def _printed_losses(history: History) -> dict[int, list[float | None]]:
-    lines = zip(history.lineage.records, full_windows(history.lineage), strict=True)
-    return {record.iteration: [record.values.get(key) for key in (*LOSSES, TOTAL)] for record, full in lines if full}
+def _repeats(mine: History, reference: History) -> bool:
+    theirs = {
+        record.iteration: record
+        for record, full in zip(reference.lineage.records, full_windows(reference.lineage), strict=True)
+        if full
+    }
+    pairs = [
+        (record, theirs[record.iteration])
+        for record, whole in zip(mine.lineage.records, full_windows(mine.lineage), strict=True)
+        if whole and record.iteration in theirs
+    ]
+    return all(one.values.get(key) == other.values.get(key) for one, other in pairs for key in (*LOSSES, TOTAL))
 
 
 def _same_start(mine: History, reference: History) -> bool:
