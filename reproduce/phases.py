@@ -4,6 +4,7 @@ import fcntl
 import importlib.util
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def _raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]
             path=folder,
             mend=f"continue it with: {shlex.join(command)}",
         )
-    said = job.last_words() if job else ""
+    said = job.last_words(lines=4 if code is None else 1) if job else ""  # who killed it says so in several lines
     if code == 1 and state is not None and state.error:
         said = state.error
     _raise_if_failed(f"the training{place}", code, job=job, said=said, log=folder / "log.txt")
@@ -208,4 +209,5 @@ def _raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str,
         raise RunError(said.removeprefix("error: ") or f"{what} was refused", path=job.stderr if job else log)
     how = "was killed" if code is None else "failed"
     mend = "find the cause in the file above" + (f" or in {job.folder}" if job else "")
-    raise FailedRunError(f"{what} {how}{f': {said}' if said else ''}", path=log, mend=mend)
+    because = "" if not said else f":\n{textwrap.indent(said, '  ')}" if "\n" in said else f": {said}"
+    raise FailedRunError(f"{what} {how}{because}", path=log, mend=mend)

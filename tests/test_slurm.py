@@ -1,0 +1,145 @@
+"""Training on a real SLURM cluster: requeued, stopped, refused. Skipped where there is no cluster."""
+
+import dataclasses
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_runs import make_resolved
+
+from reproduce.errors import SiteError
+from reproduce.phases import POLL_S, FailedRunError, InterruptedRunError, evaluate, train
+from reproduce.progress import Progress
+from reproduce.resolve import Resolved, Slurm
+from reproduce.runs import newest_job, read_evaluation, read_provenance, read_state
+
+HAS_CLUSTER = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(not HAS_CLUSTER, reason="no SLURM cluster answers here (sbatch, sinfo)"),
+]
+COMMAND = ("reproduce", "train", "digits", "--site", "slurm")
+SLURM = Slurm(
+    partition=None,
+    account=None,
+    qos=None,
+    constraint=None,
+    timeout_min=60,
+    signal_delay_s=30,
+    cpus_per_task=1,
+    mem_gb_per_node=4,
+    setup=(),
+    additional_parameters={},
+)
+LONG = {"iterations": 600, "evaluation": {"period_iterations": 600}}
+
+
+class Silent:
+    """A screen that shows nothing."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def show(self, progress: Progress) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's cluster has no other users to be considerate of."""
+    monkeypatch.setitem(POLL_S, "slurm", 0.5)
+
+
+def on_cluster(folder: Path, *, slurm: Slurm = SLURM, **changes: object) -> Resolved:
+    resolved = make_resolved(folder, **changes)  # type: ignore[arg-type]
+    site = dataclasses.replace(resolved.site, name="slurm", executor="slurm", slurm=slurm)
+    return dataclasses.replace(resolved, site=site)
+
+
+def when_training(folder: Path, act: Callable[[str], None]) -> threading.Thread:
+    """Do something with the job's id once the trainer is at its first iterations."""
+
+    def wait() -> None:
+        end = time.monotonic() + 120
+        while not ((state := read_state(folder)) and state.iteration > 0):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        job = newest_job(folder)
+        assert job is not None
+        act(job.job_id)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_row_is_trained_and_evaluated_by_the_cluster(tmp_path: Path) -> None:
+    """A run goes through sbatch to its end, on two tasks that know one another, and so does its evaluation."""
+    resolved = on_cluster(tmp_path / "run", processes=2, batch_per_process=4)
+    resolved = dataclasses.replace(resolved, nodes=2)
+    assert train(resolved, command=COMMAND, screen=Silent()).state == "finished"
+    assert evaluate(resolved, screen=Silent()) is not None
+    assert read_evaluation(resolved.folder)["iteration"] == 40
+    assert [launch["executor"] for launch in read_provenance(resolved.folder)["launches"]] == ["slurm"]
+
+
+def test_job_at_its_time_limit_is_requeued_and_goes_on(tmp_path: Path) -> None:
+    """The cluster's notice (SIGUSR2) saves a checkpoint; the same job comes back and finishes, in one launch."""
+    folder = tmp_path / "run"
+    notice = when_training(folder, lambda job: subprocess.run(["scancel", "--signal=USR2", job], check=True))
+    state = train(on_cluster(folder, recipe=LONG), command=COMMAND, screen=Silent())
+    notice.join()
+    assert state.state == "finished"
+    assert len(read_provenance(folder)["launches"]) == 1
+    log = (folder / "log.txt").read_text()
+    assert log.count("Starting training from iteration") == 2
+    assert log.count("Starting training from iteration 0\n") == 1
+
+
+def test_preempted_job_goes_on(tmp_path: Path) -> None:
+    """A job that the cluster itself takes off its node and puts back into the queue is followed to its end."""
+    folder = tmp_path / "run"
+    requeue = when_training(folder, lambda job: subprocess.run(["scontrol", "requeue", job], check=True))
+    state = train(on_cluster(folder, recipe=LONG), command=COMMAND, screen=Silent())
+    requeue.join()
+    assert state.state == "finished"
+    assert (folder / "log.txt").read_text().count("Starting training from iteration") == 2
+
+
+def test_stopped_job_saves_and_says_so(tmp_path: Path) -> None:
+    """The command that a person is told to stop a job with ends it at a checkpoint, as interrupted."""
+    folder = tmp_path / "run"
+
+    def stop(_: str) -> None:
+        job = newest_job(folder)
+        assert job is not None
+        subprocess.run(job.stop_command.split(), check=True)
+
+    thread = when_training(folder, stop)
+    with pytest.raises(InterruptedRunError, match="saved a checkpoint"):
+        train(on_cluster(folder, recipe=LONG), command=COMMAND, screen=Silent())
+    thread.join()
+    state = read_state(folder)
+    assert state is not None
+    assert (folder / "checkpoints" / f"{state.iteration:06d}").is_dir()
+
+
+def test_job_over_its_memory_says_so(tmp_path: Path) -> None:
+    """A job that the cluster kills for its memory is a failure in which the cluster's own words are found."""
+    small = dataclasses.replace(SLURM, mem_gb_per_node=None, additional_parameters={"mem": "100M"})
+    with pytest.raises(FailedRunError, match="exceeded memory limit"):
+        train(on_cluster(tmp_path / "run", slurm=small), command=COMMAND, screen=Silent())
+
+
+def test_refusal_of_the_cluster_is_reported(tmp_path: Path) -> None:
+    """A partition that does not exist is the site's mistake, in the cluster's own words."""
+    wrong = dataclasses.replace(SLURM, partition="nowhere")
+    with pytest.raises(SiteError, match=r"the cluster refused the job: .*nowhere"):
+        train(on_cluster(tmp_path / "run", slurm=wrong), command=COMMAND, screen=Silent())
