@@ -144,7 +144,7 @@ def test_box_that_cannot_fit_falls_back_to_the_center() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inverted", [False, True])
 def test_operations_have_their_probabilities(kind: Kind, inverted: bool) -> None:
-    """Flip, jitter, gray, blur and solarization come as often as configured; the quirk turns the odds of blur around."""
+    """Flip, jitter, gray, blur and solarization come as often as configured; the quirk turns the odds of blur."""
     views = draw_views(kind, quirks=Quirks(blur_inverted=inverted))
     augment = RECIPE.augment
     configured = {"global_1": 1.0, "global_2": 0.1, "local": 0.5}[kind]
