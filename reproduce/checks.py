@@ -105,6 +105,11 @@ def plural(count: int, one: str) -> str:
     return f"{count:,} {one}" if count == 1 else f"{count:,} {one}s"
 
 
+def the_references(count: int) -> str:
+    """`the reference run`, `the 10 reference runs`."""
+    return "the reference run" if count == 1 else f"the {count:,} reference runs"
+
+
 def quote(history: History, iteration: int, *, metric: str) -> tuple[Evidence, ...]:
     """The line that `history` logged for `iteration`, cut down to the iteration and `metric`; none if there is none."""
     records = history.lineage.records

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reproduce.bands import LOG_TIME_CORRELATION
-from reproduce.checks import Check, MetricResult, plural
+from reproduce.checks import Check, MetricResult, plural, the_references
 from reproduce.layers.losses import LossBands, detectable_shares
 from reproduce.layers.results import KNN
 from reproduce.lineage import History
@@ -52,7 +52,7 @@ class Grounds:
 
     @property
     def ground(self) -> str:
-        return plural(len(self.references), "reference run")
+        return the_references(len(self.references))
 
 
 def decide(grounds: Grounds) -> Outcome:
@@ -100,7 +100,7 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
     if outcome == "no reference":
         return _say_nothing_compared(grounds)
     if outcome == "on track":
-        return f"{_say_progress(grounds)}, nothing so far differs from {_what(grounds)}."
+        return f"{_say_progress(grounds)}, nothing so far differs from {grounds.ground}."
     if outcome == "variant":
         differs = " ".join(check.finding for check in grounds.checks if check.layer == "L0" and check.state == "warn")
         rest = f"It fails at {_say_failures(grounds)}" if grounds.failed else f"No check fails. {_say_results(grounds)}"
@@ -230,12 +230,6 @@ def _say_twin(grounds: Grounds) -> str:
 def _at_the_end(grounds: Grounds) -> bool:
     """Whether the k-NN result, where there is one, is of the run's last iteration."""
     return grounds.knn is None or (grounds.knn.iteration or 0) >= grounds.mine.done
-
-
-def _what(grounds: Grounds) -> str:
-    if not grounds.references:
-        return "what is published"
-    return f"the {grounds.ground}" if len(grounds.references) > 1 else "the reference run"
 
 
 def _lower(sentence: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from franca.config import ConfigError, Recipe, make_config, recipe_fingerprint, to_mapping
-from reproduce.checks import Check, Evidence, plural
+from reproduce.checks import Check, Evidence, plural, the_references
 from reproduce.lineage import History
 from reproduce.log_head import Head, flatten
 from reproduce.spec import Spec
@@ -185,8 +185,8 @@ def _check_against_references(mine: History, references: Sequence[History]) -> C
     for recipe in recipes.values():
         found |= {key: (theirs, ours) for key, (ours, theirs) in differing(known, recipe).items()}
     keys = plural(max(len(shared) for shared in comparable.values()), "key")
-    runs = plural(sum(bool(shared) for shared in comparable.values()), "reference run")
-    return _judged(blank, found, same=f"All {keys} that {runs} state are the same.", other="the reference runs")
+    runs = the_references(sum(bool(shared) for shared in comparable.values()))
+    return _judged(blank, found, same=f"All {keys} known of {runs} are the same.", other="the reference runs")
 
 
 def _judged(blank: Check, found: Mapping[str, tuple[Any, Any]], *, same: str, other: str) -> Check:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import spread_band
-from reproduce.checks import Check, CheckState, plural, quote
+from reproduce.checks import Check, CheckState, plural, quote, the_references
 from reproduce.curves import LOSSES, TOTAL, full_windows
 from reproduce.lineage import History
 
@@ -53,7 +53,7 @@ def check_first_lines(mine: History, *, references: Sequence[History], alpha: fl
     if not len(iterations):
         return (FIRST_LINES,)
     if len(references) >= 3:
-        ground, calibrated = plural(len(references), "reference run"), True
+        ground, calibrated = the_references(len(references)), True
         floor = FLOOR_RELATIVE * np.abs(theirs).mean(axis=0) + FLOOR
         limits = spread_band(theirs, floor=floor, pool=0, alpha=alpha)
         center, z, limit, unit = limits.center, np.abs(limits.standardize(own)), limits.critical, "standard deviations"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import Limits, spread_band, t_quantile
-from reproduce.checks import Band, Check, CheckState, Evidence, plural
+from reproduce.checks import Band, Check, CheckState, Evidence, plural, the_references
 from reproduce.layers.configuration import known_recipe
 from reproduce.layers.losses import finite
 from reproduce.lineage import History
@@ -107,7 +107,7 @@ def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Ch
     z, critical = band.z, band.limits.critical
     known = np.flatnonzero(np.isfinite(z))
     outside = known[np.abs(z[known]) > critical]
-    ground = plural(len(band.references), "reference run")
+    ground = the_references(len(band.references))
     worst = float(np.abs(z[known]).max())
     check = dataclasses.replace(
         CURVE,

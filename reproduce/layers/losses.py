@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import Limits, spread_band, wander_band
-from reproduce.checks import Band, Check, plural, quote
+from reproduce.checks import Band, Check, plural, quote, the_references
 from reproduce.curves import BLOCKS_PER_OCTAVE, FIRST_BLOCK, LOSSES, Blocks, block_edges, has_exact_means, make_blocks
 from reproduce.layers.schedules import BATCH
 from reproduce.lineage import History, log_period
@@ -153,7 +153,7 @@ def _limits(blocks: list[list[Blocks]], references: Array, *, floor: Array, alph
 def _check_loss(mine: History, bands: LossBands, place: int) -> Check:
     metric, z, critical = bands.metrics[place], bands.z[place], bands.limits.critical
     known = np.flatnonzero(np.isfinite(z))
-    ground = plural(len(bands.runs), "reference run")
+    ground = the_references(len(bands.runs))
     check = Check(
         id=f"band-{metric}",
         layer="L4",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from franca.config import Recipe
 from franca.schedules import make_schedules
-from reproduce.checks import Check, Evidence, plural, quote
+from reproduce.checks import Check, Evidence, plural, quote, the_references
 from reproduce.curves import MEDIAN_WINDOW, SCHEDULES, full_windows
 from reproduce.layers.configuration import known_recipe, load_recipe
 from reproduce.lineage import History
@@ -117,7 +117,7 @@ def _check_against_references(mine: History, column: str, *, references: Sequenc
         missing = f"The run or the reference runs have no column {column}, or no line in common."
         return dataclasses.replace(blank, finding=missing)
     if not broken:
-        same = f"{column} is the same on all {plural(lines, 'common line')} with {plural(compared, 'reference run')}."
+        same = f"{column} is the same on all {plural(lines, 'common line')} with {the_references(compared)}."
         return dataclasses.replace(
             blank, state="pass", finding=same, value=0.0, cannot_say=_resolution(mine, references)
         )
