@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (NonFiniteError, KeyboardInterrupt) as error:
+        print(f"error: {error or 'stopped at once by a second Ctrl-C; what was not saved is lost'}", file=sys.stderr)
         return 1
 
 

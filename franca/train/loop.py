@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -43,7 +43,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         # Where it runs
         device = setup(execution)
         stack.callback(teardown)
-        make_deterministic(device, threads=execution.threads)
+        stack.enter_context(deterministic(device, threads=execution.threads))
         stack.enter_context(lock_folder(folder))
         stack.enter_context(open_log(folder))
         stack.enter_context(report_failure(folder, of=recipe.iterations))
@@ -156,15 +156,22 @@ def check_config(config: TrainConfig) -> None:
             raise ConfigError(f"recipe.crops.{key}: {px} is not a multiple of recipe.model.patch_px, {patch_px}")
 
 
-def make_deterministic(device: torch.device, *, threads: int) -> None:
+@contextlib.contextmanager
+def deterministic(device: torch.device, *, threads: int) -> Iterator[None]:
     """Make equal runs equal, bit for bit on the CPU. `threads` 0 leaves their number to torch."""
-    if threads:
-        torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # dinov2 `train.py` allows TF32; it speeds up fp32 heads
+        yield
         return
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or before[0])
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a check for debugging that costs time
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 def derive_seed(*stream: int) -> int:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
+@dataclass
 class Stop:
-    """Whether the process was asked to stop."""
+    """The signal that asked the process to stop, if any did."""
 
     asked: str | None = None
 
@@ -78,7 +80,7 @@ def report_failure(folder: Path, *, of: int) -> Iterator[None]:
     """Write a failed state, and the error to the log, where the block raises; the exception goes on."""
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         LOG.error("%s: %s (%s)", type(error).__name__, error, where)
