@@ -66,9 +66,7 @@ def test_block_means_of_our_lines_are_exact(metric: str) -> None:
     """The mean over a block's lines is that over all its iterations."""
     truth = simulate(1)
     blocks = make_blocks(make_history(truth), metric, edges=EDGES, exact=True)
-    naive = [
-        truth.columns[metric][start + 1 : end + 1].mean() for start, end in itertools.pairwise(EDGES)
-    ]
+    naive = [truth.columns[metric][start + 1 : end + 1].mean() for start, end in itertools.pairwise(EDGES)]
     np.testing.assert_allclose(blocks.means, naive, rtol=1e-12)
     np.testing.assert_array_equal(blocks.counts, np.diff(EDGES))
     assert blocks.statistic == "block mean"
