@@ -209,3 +209,23 @@ def test_trainer_that_is_not_installed_is_asked_for(tmp_path: Path) -> None:
     output = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, check=True).stdout
     assert output.startswith("the trainer needs torch\nmend: pip install")
     assert not (tmp_path / "run").exists()
+
+
+def test_follower_that_is_interrupted_leaves_the_run_alone(tmp_path: Path) -> None:
+    """Ctrl-C in a harness that only follows a run ends the following, and says how the run itself is stopped."""
+    folder = tmp_path / "run"
+    with start_harness(folder, recipe=LONG) as first:
+        wait_for(lambda: iterations_done(folder) > 0)
+        with start_harness(folder, recipe=LONG) as second:
+            assert second.stdout is not None
+            assert "already being trained by job" in second.stdout.readline()
+            os.killpg(second.pid, signal.SIGINT)
+            said, _ = second.communicate(timeout=60)
+            assert second.returncode == 130
+        job = newest_job(folder)
+        assert job is not None
+        assert is_alive(folder)
+        assert f"left running; stop it with: {job.stop_command}; follow it again with: {shlex.join(COMMAND)}" in said
+        os.killpg(first.pid, signal.SIGINT)
+        first.communicate(timeout=60)
+    assert not is_alive(folder)
