@@ -3,14 +3,16 @@
 z = (mine - center) / scale leaves the band where |z| > critical, anywhere in the run with probability alpha at most.
 Letters: n reference runs, c metrics, b blocks (or evaluation points), s simulated sets of runs.
 
-Three references or more, `spread_band`: exchangeable runs with normal deviations from a common mean curve.
+Three references or more, `spread_band`: exchangeable runs that deviate from a common mean curve.
 
     scale² = v (1 + 1/n),  v(c, b) = max(variance over the runs, its mean over the blocks within `pool` of b)
 
 critical is the 1 - alpha quantile of max |z| over blocks and metrics, by simulating n + 1 such runs with the same v.
 How neighboring blocks hang together is not known, and matters: independent blocks make for many tests, tied ones leave
 the pooled variance with no more than n - 1 degrees of freedom. So the quantile is the largest over correlations of
-neighboring blocks from 0 to 0.999. Metrics are simulated as independent, the worst case (Šidák 1967).
+neighboring blocks from 0 to 0.999 (ten seeds of a small run had 0.7 to 0.99). Metrics are simulated as independent,
+the worst case (Šidák 1967). Single seeds lie further out than a normal distribution has them, so a run's deviation is
+Student's t with 8 degrees of freedom; with ten references this takes the limit from 5.0 to 6.6.
 
 One or two, `wander_band`: a run is a trend plus a wander that is stationary in log time with correlation
 exp(-|ln(s/t)| / 1.4), plus noise. The wander's variance comes from the references alone: squared second differences
@@ -36,6 +38,7 @@ LOG_TIME_CORRELATION = 1.4  # measured on 971 language-model runs in 68 same-scr
 WANDER_LAG = 1  # blocks: a quarter octave
 WANDER_POOL = 8  # blocks each way: two octaves
 WANDER_INFLATION = 1.6
+TAILS = 8  # degrees of freedom of Student's t
 CORRELATIONS = (0.0, 0.6, 0.85, 0.95, 0.999)
 SIMULATIONS = 8000
 SIMULATED_AT_ONCE = 500
@@ -141,11 +144,12 @@ def t_quantile(probability: float, *, degrees: int) -> float:
 def _simulated_maxima(
     generator: np.random.Generator, *, n: int, metrics: int, blocks: int, pool: int, correlation: float
 ) -> Array:
-    """max |z| of one run against n others, in sets of runs whose blocks are a stationary AR(1) of unit variance."""
+    """max |z| of one run against n others, in sets of runs whose blocks are an AR(1) times a scale of the run's own."""
     runs = generator.standard_normal((n + 1, SIMULATED_AT_ONCE, metrics, blocks), dtype=np.float32)
     fresh = np.float32(math.sqrt(1 - correlation**2))
     for block in range(1, blocks):
         runs[..., block] = np.float32(correlation) * runs[..., block - 1] + fresh * runs[..., block]
+    runs /= np.sqrt(generator.chisquare(TAILS, (n + 1, SIMULATED_AT_ONCE, metrics, 1)) / TAILS).astype(np.float32)
     mine, others = runs[0], runs[1:]
     scale = np.sqrt(_pooled_variance(others, pool) * (1 + 1 / n))
     return np.asarray((np.abs(mine - others.mean(axis=0)) / scale).max(axis=(1, 2)), dtype=np.float64)

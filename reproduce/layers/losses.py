@@ -128,7 +128,7 @@ def _without_koleo(
 ) -> tuple[tuple[str, ...], str]:
     """KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss."""
     batches = {run.lineage.records[-1].values.get(BATCH) for run in (mine, *references) if run.lineage.records}
-    if len(batches) > 1 and "koleo_loss" in metrics:
+    if len(batches - {None}) > 1 and "koleo_loss" in metrics:
         kept = tuple(metric for metric in metrics if metric != "koleo_loss")
         return kept, "koleo_loss is not compared: the batch per process differs, so its neighbors are others."
     return metrics, ""
