@@ -1,6 +1,7 @@
 # make demo    install, reproduce the row `digits` on this machine's CPU, print the verdict and where the report lies
 # make test    every test
 # make check   format, lint, types and tests: what CI runs
+# make references   train the reference runs of `digits` anew and publish their logs; about half an hour
 # make format  rewrite the code in the house format
 # make clean   remove the environment and caches; runs/ and reports/ stay
 
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo test lint check format clean
+.PHONY: help demo test lint check references format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,6 +35,12 @@ lint: $(INSTALLED)
 	mypy
 
 check: lint test
+
+references: $(INSTALLED)
+	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+	    reproduce train digits --seed $$seed && reproduce evaluate digits --seed $$seed && \
+	    reproduce publish runs/digits@1/seed=$$seed logfiles/digits/seed-$$seed || exit; \
+	done
 
 format: $(INSTALLED)
 	ruff format
