@@ -118,6 +118,10 @@ class Job:
         outcome, value = pickle_load(result)
         return int(value) if outcome == "success" else None
 
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is not older than this job."""
+        return path.stat().st_mtime_ns >= (self.folder / REQUEST_FILE).stat().st_mtime_ns
+
     @property
     def stderr(self) -> Path:
         """What rank 0 printed as errors."""

@@ -67,8 +67,9 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
                 f"the trainer ended at {state.iteration if state else 0} of {target} iterations and did not say why",
                 path=folder / "log.txt",
             )
-        job, started = _start_or_take_up(resolved, folder=folder, screen=screen)
+        job = None
         try:
+            job, started = _start_or_take_up(resolved, folder=folder, screen=screen)
             _follow(folder, job=job, target=target, screen=screen)
         except KeyboardInterrupt:
             _stop(job if started else None, folder=folder, command=command, screen=screen)
@@ -177,14 +178,17 @@ def _stop(job: Job | None, *, folder: Path, command: Sequence[str], screen: Scre
             return
     except KeyboardInterrupt:
         pass
-    running = newest_job(folder)
-    how = f"; stop it with: {running.stop_command}" if running else ""
-    screen.say(f"left running{how}; follow it again with: {shlex.join(command)}")
+    if is_alive(folder):
+        running = newest_job(folder)
+        how = f"; stop it with: {running.stop_command}" if running else ""
+        screen.say(f"left running{how}; follow it again with: {shlex.join(command)}")
 
 
 def _raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]) -> None:
     """Say why a launch ended before its time: by the exit code where there is one, else by the trainer's last word."""
     state = read_state(folder)
+    if job is not None and state is not None and not job.wrote(folder / "state.json"):
+        state = None  # what an earlier launch said
     code = job.exit_code() if job else None
     if code is None and state is not None:
         code = {"finished": 0, "paused": 0, "interrupted": INTERRUPTED, "failed": 1, "running": None}[state.state]

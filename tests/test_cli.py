@@ -43,7 +43,7 @@ def write_log(path: Path, *, seed: int, stop: int = 600) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
@@ -211,7 +211,7 @@ def test_interrupted_training_exits_with_its_code(project: Path, how: str, code:
             os.killpg(harness.pid, signal.SIGINT)
         else:
             job.stop()
-        _, said = harness.communicate(timeout=120)
+        _, said = harness.communicate(timeout=200)
     assert harness.returncode == code
     assert "continue" in said
     assert "Traceback" not in said

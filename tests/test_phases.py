@@ -1,5 +1,7 @@
 """Training and evaluating as a person meets them: real trainers, stopped, killed, broken and taken up again."""
 
+import contextlib
+import json
 import os
 import shlex
 import signal
@@ -39,7 +41,7 @@ class Notes:
         pass
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"
@@ -99,7 +101,7 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     harness = start_harness(folder, recipe=LONG)
     wait_for(lambda: iterations_done(folder) > 0)
     os.killpg(harness.pid, signal.SIGINT)
-    output, _ = harness.communicate(timeout=60)
+    output, _ = harness.communicate(timeout=200)
     assert harness.returncode == 130
     assert not is_alive(folder)
     state = read_state(folder)
@@ -131,7 +133,7 @@ def test_killed_trainer_is_reported_and_its_run_goes_on(tmp_path: Path) -> None:
     with start_harness(folder, recipe=LONG) as harness:
         wait_for(lambda: iterations_done(folder) >= 20)
         os.kill(int((folder / "train.lock").read_text()), signal.SIGKILL)
-        harness.communicate(timeout=60)
+        harness.communicate(timeout=200)
         assert harness.returncode == 1
     assert not is_alive(folder)
     state = train(make_resolved(folder, recipe=LONG, until_iteration=50), command=COMMAND, screen=Notes())
@@ -179,6 +181,27 @@ def test_diverging_run_fails_with_the_trainers_own_words(tmp_path: Path) -> None
     assert str(resolved.folder / "submitit" / "0001") in str(error.value)
 
 
+def test_failure_of_an_earlier_launch_is_not_that_of_this_one(tmp_path: Path) -> None:
+    """A trainer that is killed before its first word is not reported with what an earlier one died of."""
+    resolved = make_resolved(tmp_path / "run")
+    folder = open_run(resolved, command=COMMAND, root=tmp_path)
+    error = {"type": "NonFiniteError", "message": "of old", "where": "loop.py:1"}
+    state = {"state": "failed", "iteration": 7, "of": 40, "images_per_second": None, "error": error}
+    (folder / "state.json").write_text(json.dumps(state))
+
+    def kill() -> None:
+        wait_for(lambda: (job := newest_job(folder)) is not None and job.is_running())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(os.getpgid(int(newest_job(folder).job_id)), signal.SIGKILL)  # type: ignore[union-attr]
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(FailedRunError, match="the training was killed") as failure:
+        train(resolved, command=COMMAND, screen=Notes())
+    thread.join()
+    assert "of old" not in str(failure.value)
+
+
 def test_missing_data_is_the_users_mistake(tmp_path: Path) -> None:
     """Data that is not where the configuration says is one line of the trainer's, not a failure of the run."""
     resolved = make_resolved(tmp_path / "run", recipe={"data": {"dataset": "imagenet21k"}}, data_root="/nowhere")
@@ -220,12 +243,12 @@ def test_follower_that_is_interrupted_leaves_the_run_alone(tmp_path: Path) -> No
             assert second.stdout is not None
             assert "already being trained by job" in second.stdout.readline()
             os.killpg(second.pid, signal.SIGINT)
-            said, _ = second.communicate(timeout=60)
+            said, _ = second.communicate(timeout=200)
             assert second.returncode == 130
         job = newest_job(folder)
         assert job is not None
         assert is_alive(folder)
         assert f"left running; stop it with: {job.stop_command}; follow it again with: {shlex.join(COMMAND)}" in said
         os.killpg(first.pid, signal.SIGINT)
-        first.communicate(timeout=60)
+        first.communicate(timeout=200)
     assert not is_alive(folder)
