@@ -19,7 +19,14 @@ from reproduce.resolve import Resolved
 from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
 
 POLL_S = {"local": 0.5, "slurm": 15.0}  # squeue is a load on the whole cluster
-TRAINER_NEEDS = {"torch": "torch", "PIL": "pillow", "safetensors": "safetensors", "sklearn": "scikit-learn"}
+TRAINER_NEEDS = {
+    "torch": "torch",
+    "jaxtyping": "jaxtyping",
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+}
 
 
 class Screen(Protocol):

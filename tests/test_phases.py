@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from small_runs import ROOT, make_resolved
 
 from reproduce.errors import RunError
-from reproduce.phases import FailedRunError, InterruptedRunError, evaluate, train
+from reproduce.phases import TRAINER_NEEDS, FailedRunError, InterruptedRunError, evaluate, train
 from reproduce.progress import Progress
 from reproduce.runs import is_alive, newest_job, open_run, read_evaluation, read_provenance, read_state
 
@@ -217,6 +219,12 @@ def test_evaluation_without_a_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nothing is trained yet") as error:
         evaluate(make_resolved(tmp_path / "run"), screen=Notes())
     assert error.value.mend == "reproduce train digits"
+
+
+def test_all_that_the_trainer_needs_is_looked_for() -> None:
+    """What is asked for before a launch is what the extra `train` installs."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    assert {re.split(r"[<>=]", requirement)[0] for requirement in extra} == set(TRAINER_NEEDS.values())
 
 
 def test_trainer_that_is_not_installed_is_asked_for(tmp_path: Path) -> None:
