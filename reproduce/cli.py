@@ -17,6 +17,7 @@ import typer
 
 from reproduce.errors import ReproduceError
 from reproduce.files import short_path
+from reproduce.terminal import printable
 
 if TYPE_CHECKING:
     from reproduce.judging import RunFiles
@@ -70,7 +71,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], Callable[..., No
                 code = function(*arguments, **options) or 0
                 sys.stdout.flush()
             except ReproduceError as error:
-                typer.echo(f"error: {error}", err=True)
+                typer.echo("\n".join(map(printable, f"error: {error}".splitlines())), err=True)
                 code = error.exit_code
             except KeyboardInterrupt:
                 code = 130
@@ -231,17 +232,45 @@ def compare_logs(
     return 0 if exit_zero else verdict.exit_code
 
 
+@command("figure")
+def draw_figure(
+    mine: Annotated[Path, typer.Argument(help="A run folder or a log.")],
+    to: Annotated[Path, typer.Option(help="The file to write: .pdf, .png or .svg.")],
+    theirs: Annotated[list[Path] | None, typer.Argument(help="The runs or logs that it is drawn over.")] = None,
+) -> None:
+    """Draw a figure for a paper, one column wide: the losses and k-NN of a run over those of others."""
+    from reproduce.figures.paper import figure_form, write_paper_figure
+    from reproduce.lineage import load_history
+
+    figure_form(to)
+    write_paper_figure(to, mine=load_history(mine), references=[load_history(path) for path in theirs or ()])
+    typer.echo(short_path(to))
+
+
 @command("parse")
-def parse_file(file: Annotated[Path, typer.Argument(help="A log.")], as_json: Json = False) -> int:
+def parse_file(
+    file: Annotated[Path, typer.Argument(help="A log.")],
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the iterations that count as a table there; - prints.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
     """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if nothing is."""
     from reproduce.lineage import make_lineage
     from reproduce.logs import parse_log
     from reproduce.tables import render_log
 
+    if as_json and csv == Path("-"):
+        raise ReproduceError("--json and --csv - would both print", mend="name a file: --csv FILE")
     log = parse_log(file)
     lineage = make_lineage(log.records, path=str(file))
+    if csv is not None and log.records:
+        from reproduce.frames import write_csv
+
+        write_csv(csv, lineage.records)
     content = {**dataclasses.asdict(log), "launches": lineage.launches, "lineage_problems": lineage.problems}
-    show(content, as_json=as_json, text=lambda: render_log(log, lineage, width=width()))
+    if csv != Path("-"):
+        show(content, as_json=as_json, text=lambda: render_log(log, lineage, width=width()))
     return 0 if log.records else 3
 
 

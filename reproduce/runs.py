@@ -78,11 +78,12 @@ def record_launch(folder: Path, *, job: Job, site: str) -> None:
 
 
 def newest_job(folder: Path) -> Job | None:
-    """The job that was launched last, or None where there was none."""
+    """The job that was launched last, or None where there was none or its files were cleared away."""
     path = folder / "launch.json"
     if not path.is_file():
         return None
-    return load_job(folder / _read_json(path)["submitit_folder"])
+    files = folder / _read_json(path)["submitit_folder"]
+    return load_job(files) if files.is_dir() else None
 
 
 def is_alive(folder: Path) -> bool:

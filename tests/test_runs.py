@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,9 @@ def test_launches_are_remembered(tmp_path: Path) -> None:
     assert found is not None
     assert found == dataclasses.replace(job, folder=moved / "submitit" / "0002")
     assert found.exit_code() == 0
+    shutil.rmtree(moved / "submitit")
+    assert newest_job(moved) is None
+    assert not is_alive(moved)
 
 
 def test_state_of_a_failed_run(tmp_path: Path) -> None:
