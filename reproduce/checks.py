@@ -5,7 +5,9 @@ The tests themselves are in `reproduce/layers/`, one module a layer.
 
 import bisect
 import itertools
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,6 +110,16 @@ def plural(count: int, one: str) -> str:
 def the_references(count: int) -> str:
     """`the reference run`, `the 10 reference runs`."""
     return "the reference run" if count == 1 else f"the {count:,} reference runs"
+
+
+def finite_number(value: float) -> float | None:
+    """A number for JSON, which has neither infinity nor NaN: None for those."""
+    return float(value) if math.isfinite(value) else None
+
+
+def finite_numbers(values: Iterable[float]) -> tuple[float | None, ...]:
+    """Numbers for JSON, each as `finite_number`."""
+    return tuple(map(finite_number, values))
 
 
 def quote(history: History, iteration: int, *, metric: str) -> tuple[Evidence, ...]:

@@ -17,6 +17,7 @@ from simulated_runs import (
     make_records,
     render_text,
     simulate,
+    with_columns,
     write_run,
 )
 from synthetic_runs import make_spec
@@ -245,6 +246,40 @@ def test_any_prefix_of_a_reference_never_fails(seed: int, count: int, done: int)
     verdict = judge(make_history(simulate(seed), done=done), references[:count])
     assert verdict.exit_code == 0
     assert not [check for check in verdict.checks if check.state == "fail"]
+
+
+def odd_runs() -> dict[str, History]:
+    """Runs that are short, empty, broken or logged by halves."""
+    truth = simulate(9)
+    late = np.arange(ITERATIONS) > 200
+    whole = make_history(truth)
+    bare = [dataclasses.replace(record, values={"iter_time": 0.3}) for record in whole.lineage.records]
+    return {
+        "whole": whole,
+        "hidden": make_history(simulate(8), hidden=True),
+        "infinite": make_history(with_columns(truth, koleo_loss=lambda values: values * np.inf)),
+        "undefined late": make_history(with_columns(truth, ibot_loss=lambda values: np.where(late, np.nan, values))),
+        "constant": make_history(with_columns(truth, ibot_loss=np.zeros_like, dino_local_crops_loss=np.zeros_like)),
+        "empty": make_history(truth, done=0),
+        "one line": make_history(truth, done=1),
+        "three lines": make_history(truth, done=25),
+        "no losses": dataclasses.replace(whole, lineage=make_lineage(bare)),
+        "one evaluation": dataclasses.replace(whole, knn={300: {20: 50.0}}),
+    }
+
+
+@pytest.mark.parametrize("name", odd_runs())
+def test_any_two_logs_give_a_verdict(name: str) -> None:
+    """Whatever two logs, or one and several, hold: a verdict that JSON can hold, and never an exception."""
+    runs = odd_runs()
+    mine = runs[name]
+    ordinary = REFERENCES[:3]
+    for other in runs.values():
+        for references in ([other], [*ordinary, other]):
+            verdict = judge(mine, references)
+            assert Verdict.from_json(verdict.to_json()) == verdict
+            assert verdict.sentence
+            assert verdict.exit_code in (0, 1, 3)
 
 
 def test_every_problem_of_a_log_is_passed_on(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ Heads, prototypes, temperatures, centering, number of crops and initialization a
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import spread_band
-from reproduce.checks import Check, CheckState, plural, quote, the_references
+from reproduce.checks import Check, CheckState, finite_number, plural, quote, the_references
 from reproduce.curves import LOSSES, TOTAL, full_windows
 from reproduce.lineage import History
 
@@ -63,7 +64,7 @@ def check_first_lines(mine: History, *, references: Sequence[History], alpha: fl
         shares = np.array([LIMITS[metric] for metric in metrics])[:, None]
         center, limit, unit = theirs[closest], 1.0, "of the limit"
         z = np.abs(own - center) / (shares * np.abs(center) + FLOOR)
-    check = dataclasses.replace(FIRST_LINES, value=float(z.max()), limit=limit, unit=unit, state="pass")
+    check = dataclasses.replace(FIRST_LINES, value=finite_number(z.max()), limit=limit, unit=unit, state="pass")
     outside = ~(z <= limit)
     if not outside.any():
         finding = f"All losses of {plural(len(iterations), 'line')} up to iteration {LAST} are those of {ground}."
@@ -93,8 +94,11 @@ def _first_lines(mine: History, references: Sequence[History]) -> tuple[list[str
         for run in (mine, *references)
     ]
     iterations = sorted(set.intersection(*(set(run) for run in runs)))
-    logged = [values for run in runs for at in iterations for values in (run[at],)]
+    logged = [run[at] for run in runs for at in iterations]
     metrics = [metric for metric in LOSSES if all(metric in values for values in logged)]
+    metrics = [
+        metric for metric in metrics if all(math.isfinite(run[at][metric]) for run in runs[1:] for at in iterations)
+    ]
     table = np.array([[[run[at][metric] for at in iterations] for metric in metrics] for run in runs], dtype=np.float64)
     if not metrics:
         iterations = []

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import Limits, spread_band, t_quantile
-from reproduce.checks import Band, Check, CheckState, Evidence, plural, the_references
+from reproduce.checks import Band, Check, CheckState, Evidence, finite_numbers, plural, the_references
 from reproduce.layers.configuration import known_recipe
-from reproduce.layers.losses import finite
 from reproduce.lineage import History
 
 Array = NDArray[np.float64]
@@ -152,11 +151,11 @@ def render_knn_band(band: KnnBand) -> Band:
         statistic=f"k = {band.k}",
         starts=done,
         ends=done,
-        mine=finite(band.mine),
-        center=finite(center),
-        lower=finite(center - reach),
-        upper=finite(center + reach),
-        z=finite(band.z),
+        mine=finite_numbers(band.mine),
+        center=finite_numbers(center),
+        lower=finite_numbers(center - reach),
+        upper=finite_numbers(center + reach),
+        z=finite_numbers(band.z),
         critical=float(band.limits.critical),
         references=len(band.references),
     )

@@ -1,6 +1,7 @@
 """L4: the loss curves, in block means, against the simultaneous band of the reference runs."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reproduce.bands import Limits, spread_band, wander_band
-from reproduce.checks import Band, Check, plural, quote, the_references
+from reproduce.checks import Band, Check, finite_numbers, plural, quote, the_references
 from reproduce.curves import BLOCKS_PER_OCTAVE, FIRST_BLOCK, LOSSES, Blocks, block_edges, has_exact_means, make_blocks
 from reproduce.layers.schedules import BATCH
 from reproduce.lineage import History, log_period
@@ -17,6 +18,7 @@ Array = NDArray[np.float64]
 
 POOL = 4  # blocks: the spread is pooled over an octave each way
 FLOOR = 5e-4  # of the loss: below it, standard deviations are other kernels' rounding
+NOTHING = 1e-6  # the scale of a loss that stands at zero in every reference run
 AMBER = 0.75  # of the critical value, sustained over half an octave
 AMBER_BLOCKS = 2
 
@@ -48,9 +50,7 @@ def make_loss_bands(
 ) -> LossBands | None:
     """The losses of all runs in the same blocks and the same statistic; None where nothing can be compared."""
     runs = _usable(mine, references)
-    logged = [run.lineage.records[-1].values for run in (mine, *runs) if run.lineage.records]
-    metrics = tuple(metric for metric in LOSSES if all(metric in values for values in logged))
-    metrics, left_out = _without_koleo(metrics, mine, runs)
+    metrics, left_out = _comparable_losses(mine, runs)
     if not runs or not metrics or not mine.lineage.records:
         return None
     exact = all(has_exact_means(run, metric) for run in (mine, *runs) for metric in metrics)
@@ -61,6 +61,7 @@ def make_loss_bands(
         return None
     blocks = [[make_blocks(run, metric, edges=edges, exact=exact) for metric in metrics] for run in (mine, *runs)]
     means = np.array([[block.means for block in row] for row in blocks])
+    means[~np.isfinite(means)] = np.nan
     theirs = means[1:]
     if not np.isfinite(means).all(axis=(0, 1)).any():
         return None
@@ -88,21 +89,16 @@ def render_bands(bands: LossBands) -> tuple[Band, ...]:
             statistic=bands.statistic,
             starts=tuple((bands.edges[:-1] + 1).tolist()),
             ends=tuple((bands.edges[1:] + 1).tolist()),
-            mine=finite(bands.mine[place]),
-            center=finite(limits.center[place]),
-            lower=finite((limits.center - reach)[place]),
-            upper=finite((limits.center + reach)[place]),
-            z=finite(z[place]),
+            mine=finite_numbers(bands.mine[place]),
+            center=finite_numbers(limits.center[place]),
+            lower=finite_numbers((limits.center - reach)[place]),
+            upper=finite_numbers((limits.center + reach)[place]),
+            z=finite_numbers(z[place]),
             critical=float(limits.critical),
             references=len(bands.runs),
         )
         for place, metric in enumerate(bands.metrics)
     )
-
-
-def finite(values: Array) -> tuple[float | None, ...]:
-    """Numbers for JSON: None where they are not finite."""
-    return tuple(float(value) if np.isfinite(value) else None for value in values)
 
 
 def detectable_shares(bands: LossBands) -> dict[str, float]:
@@ -117,16 +113,29 @@ def detectable_shares(bands: LossBands) -> dict[str, float]:
 
 
 def _usable(mine: History, references: Sequence[History]) -> list[History]:
-    """The references that came far enough; all, where that leaves fewer than three."""
+    """The references that came far enough and ended finite; all that logged, where that leaves fewer than three."""
     reach = min(mine.done, max((run.done for run in references), default=0))
-    far = [run for run in references if run.done >= 0.95 * reach and run.lineage.records]
-    return far if len(far) >= min(3, len(references)) else [run for run in references if run.lineage.records]
+    logged = [run for run in references if run.lineage.records]
+    sound = [run for run in logged if run.done >= 0.95 * reach and not math.isnan(_last_losses(run).sum())]
+    return sound if len(sound) >= min(3, len(logged)) else logged
 
 
-def _without_koleo(
-    metrics: tuple[str, ...], mine: History, references: Sequence[History]
-) -> tuple[tuple[str, ...], str]:
-    """KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss."""
+def _last_losses(history: History) -> Array:
+    """The losses of the last line, NaN where one is missing or not finite."""
+    values = history.lineage.records[-1].values
+    losses = np.array([values.get(metric, np.nan) for metric in LOSSES])
+    return np.where(np.isfinite(losses), losses, np.nan)
+
+
+def _comparable_losses(mine: History, references: Sequence[History]) -> tuple[tuple[str, ...], str]:
+    """The losses that all runs log, finite at the end of every reference, and what is left out beyond that.
+
+    KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss.
+    """
+    own = mine.lineage.records[-1].values if mine.lineage.records else {}
+    theirs = np.array([_last_losses(run) for run in references]).reshape(len(references), len(LOSSES))
+    sound = ~np.isnan(theirs).any(axis=0)
+    metrics = tuple(metric for place, metric in enumerate(LOSSES) if sound[place] and metric in own)
     batches = {run.lineage.records[-1].values.get(BATCH) for run in (mine, *references) if run.lineage.records}
     if len(batches - {None}) > 1 and "koleo_loss" in metrics:
         kept = tuple(metric for metric in metrics if metric != "koleo_loss")
@@ -137,9 +146,8 @@ def _without_koleo(
 def _scales(references: Array) -> Array:
     """Per loss, its median size over the run, or its range where that is larger, by the references' mean."""
     center = references.mean(axis=0)
-    return np.asarray(
-        np.fmax(np.nanmedian(np.abs(center), axis=1), np.nanmax(center, axis=1) - np.nanmin(center, axis=1))
-    )
+    spans = np.nanmax(center, axis=1) - np.nanmin(center, axis=1)
+    return np.asarray(np.fmax(np.fmax(np.nanmedian(np.abs(center), axis=1), spans), NOTHING))
 
 
 def _limits(blocks: list[list[Blocks]], references: Array, *, floor: Array, alpha: float) -> Limits:
