@@ -16,7 +16,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec resolve audit",
     "launch runs",
-    "problems log_head logs lineage curves bands",
+    "problems log_head logs lineage frames curves bands",
     "checks layers conclusions verdict",
     "figures report",
     "published references progress phases judging pipeline",
