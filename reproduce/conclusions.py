@@ -123,10 +123,7 @@ def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
             _say_forecast(grounds),
             _say_twin(grounds),
             grounds.bands.left_out if grounds.bands else "",
-            "" if grounds.knn else "How good the features are: no k-NN accuracy was compared.",
-            ""
-            if grounds.knn is None or _at_the_end(grounds)
-            else "The final k-NN accuracy: the run's end was not evaluated.",
+            _say_knn(grounds),
             *(result.note for result in grounds.metrics if result.name == KNN),
             *(f"{check.title}: {_lower(check.finding)}" for check in grounds.checks if check.state == "unknown"),
         )
@@ -212,6 +209,14 @@ def _say_detectable(grounds: Grounds) -> list[str]:
         listed = ", ".join(f"{100 * share:.2g} % of {metric}" for metric, share in shares.items())
         found.append(f"A loss that differs by less at the last compared block would not have been seen: {listed}.")
     return found
+
+
+def _say_knn(grounds: Grounds) -> str:
+    if grounds.knn is None:
+        return "How good the features are: no k-NN accuracy was compared."
+    if grounds.finished and not _at_the_end(grounds):
+        return "The final k-NN accuracy: the run's end was not evaluated."
+    return ""
 
 
 def _say_forecast(grounds: Grounds) -> str:
