@@ -180,7 +180,7 @@ def test_spike_leaves_the_frame_and_not_the_rest() -> None:
     """One line a thousand times too high does not flatten the curve."""
     records = make_records(0)
     records[300].values["ibot_loss"] = 1e4  # type: ignore[index]
-    scale = plots._loss_scale([captions.series(records, "ibot_loss")[1]], band=None)
+    scale = plots.loss_scale([captions.series(records, "ibot_loss")[1]], band=None)
     assert scale.high < 10
 
 

@@ -56,7 +56,7 @@ def render_loss_figure(
         svg.thin(*series(run.lineage.records, metric), scale=span, columns=REFERENCE_COLUMNS) for run in references
     ]
     own = svg.thin(done, values, scale=span)
-    scale = _loss_scale([own.mean, *(curve.mean for curve in drawn)], band=band)
+    scale = loss_scale([own.mean, *(curve.mean for curve in drawn)], band=band)
     panel = Panel(span, scale, LOSS_PX, title, caption)
     if band is not None:
         _draw_band(panel, band)
@@ -180,7 +180,7 @@ def render_speed_figure(title: str, *, mine: History, metric: str, waiting: str 
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
 
 
-def _loss_scale(curves: Sequence[Floats], *, band: Band | None) -> Scale:
+def loss_scale(curves: Sequence[Floats], *, band: Band | None) -> Scale:
     """Room for every curve and the band; a spike or a band so wide that it would flatten the rest leaves the frame."""
     values = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
     edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
