@@ -6,10 +6,11 @@ Modules are imported by the commands that need them, so that `reproduce list` an
 import dataclasses
 import functools
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,12 +47,15 @@ def complete_row(incomplete: str) -> list[str]:
     return [row.row for row in list_rows() if row.row.startswith(incomplete)]
 
 
-Row = Annotated[str, typer.Argument(help="A row, as `reproduce list` names it.", autocompletion=complete_row)]
+Row = Annotated[
+    str, typer.Argument(metavar="ROW", help="A row, as `reproduce list` names it.", autocompletion=complete_row)
+]
 Rows = Annotated[
-    list[str] | None, typer.Argument(help="Rows; all of them if none is named.", autocompletion=complete_row)
+    list[str] | None,
+    typer.Argument(metavar="ROW", help="Rows; all of them if none is named.", autocompletion=complete_row),
 ]
 Changes = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes of the recipe, or seed=N: another run.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes of the recipe, or seed=N: another run.")
 ]
 Until = Annotated[str | None, typer.Option(help="Stop early: after 5% of the run, or after 500 iterations.")]
 SiteName = Annotated[str | None, typer.Option("--site", help="Where to run: a file of experiments/site/.")]
@@ -255,7 +259,7 @@ def parse_file(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if nothing is."""
+    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if no iteration is found."""
     from reproduce.lineage import make_lineage
     from reproduce.logs import parse_log
     from reproduce.tables import render_log
@@ -350,18 +354,22 @@ def make_screen() -> "Screen":
 def show(content: Any, *, as_json: bool, text: Callable[[], str]) -> None:
     """Print JSON, or text for people."""
     if as_json:
-        typer.echo(json.dumps(content, default=to_plain, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
     else:
         typer.echo(text())
 
 
 def to_plain(value: Any) -> Any:
-    """What JSON has no form for: dataclasses as objects, paths as text."""
+    """What JSON has a form for: dataclasses as objects, paths as text, numbers that are not finite as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
 def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> None:
