@@ -259,7 +259,7 @@ def parse_file(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if no iteration is found."""
+    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if it holds none."""
     from reproduce.lineage import make_lineage
     from reproduce.logs import parse_log
     from reproduce.tables import render_log
