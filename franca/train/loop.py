@@ -65,7 +65,8 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         if checkpoint:
             done = checkpoint["iteration"]
             metrics.block = checkpoint["block"]
-            scaler.load_state_dict(checkpoint["scaler"])
+            # Empty where the run began on a CPU, which scales nothing
+            scaler.load_state_dict(checkpoint["scaler"] or scaler.state_dict())
         batches = make_loader(config, dataset, start_iteration=done, rank=rank(), world_size=world_size())
         stack.callback(batches.close)
         if done == 0:
