@@ -109,8 +109,7 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
         return f"{_say_results(grounds)} {_say_parting(grounds)}".strip()
     if grounds.twin is not None:
         return f"Every loss of every line is that of {grounds.twin.name}, digit for digit."
-    shown = "" if outcome == "reproduced" else " Equality is not shown."
-    return f"No check fails. {_say_results(grounds)}{shown}"
+    return f"No check fails. {_say_results(grounds)}{'' if outcome == 'reproduced' else _say_not_shown(grounds)}"
 
 
 def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
@@ -135,6 +134,14 @@ def _say_progress(grounds: Grounds) -> str:
     total = grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0)
     share = 100 * (grounds.progress or 0)
     return f"At {share:.3g} % ({grounds.mine.done:,}{f' of {total:,}' if total else ''} iterations)"
+
+
+def _say_not_shown(grounds: Grounds) -> str:
+    """Of a result outside its margin, too, where it is not significant: chance alone may have put it there."""
+    knn = grounds.knn
+    if knn is None or knn.low is None or knn.detectable is None or _where(knn) != "lies outside":
+        return " Equality is not shown."
+    return f" Neither equality nor a difference is shown: less than {knn.detectable:.2g} points may be chance."
 
 
 def _say_parting(grounds: Grounds) -> str:

@@ -3,6 +3,7 @@
 import fcntl
 import importlib.util
 import shlex
+import signal
 import sys
 import textwrap
 import time
@@ -218,7 +219,10 @@ def _raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str,
         return
     if code == 2:
         raise RunError(said.removeprefix("error: ") or f"{what} was refused", path=job.stderr if job else log)
-    how = "was killed" if code is None else "failed"
     mend = "find the cause in the file above" + (f" or in {job.folder}" if job else "")
+    how = "was killed" if code is None else "failed"
+    if code is not None and code < 0:
+        how, said = f"was killed by {signal.Signals(-code).name}", ""
+        mend = "the same command goes on from the last checkpoint; if nobody killed it, look for a lack of memory"
     because = "" if not said else f":\n{textwrap.indent(said, '  ')}" if "\n" in said else f": {said}"
     raise FailedRunError(f"{what} {how}{because}", path=log, mend=mend)

@@ -60,7 +60,8 @@ def _against_runs(band: KnnBand, *, metric: Metric | None, margin: float) -> Met
     reach = float(band.limits.critical * band.limits.scale[0, place])
     notes = [] if not band.assumed else ["The spread between seeds is assumed: fewer than three runs cannot tell it."]
     if place < len(band.done) - 1:
-        notes.append(f"After {int(band.done[place]):,} of {int(band.done[-1]):,} iterations.")
+        done, last = int(band.done[place]), int(band.done[-1])
+        notes.append(f"k-NN is compared after {done:,} of {last:,} iterations, not later.")
     difference = float(band.mine[place] - band.limits.center[0, place])
     return MetricResult(
         name=KNN,
