@@ -64,8 +64,8 @@ def test_wrong_type_names_what_belongs_there(tmp_path: Path) -> None:
         ("  global_px: 16", "  global_px: 16.0", "recipe.crops.global_px: 16.0 is not a whole number"),
         ("  global_px: 16", "  global_px: 18", "recipe.crops.global_px: 18 px is no multiple of the patch of 4 px"),
         ("  ratio: [0.1, 0.65]", "  ratio: [0.1, 0.65", "not YAML"),
-        ("  global_scale: [0.5, 1.0]", "  global_scale: [1.0, 0.5]", "1.0 comes before the smaller 0.5"),
-        ("\n  warmup_iterations: 60", "\n  warmup_iterations: 700", "700 iterations are more than the run's"),
+        ("  global_scale: [0.7, 1.0]", "  global_scale: [1.0, 0.7]", "1.0 comes before the smaller 0.7"),
+        ("\n  warmup_iterations: 100", "\n  warmup_iterations: 700", "700 iterations are more than the run's"),
         ("  clip_norm: 3.0", "  clip_norm: 3.0\n  clip_norm: 4.0", "optim.clip_norm stands twice"),
         (
             "  nesting: [24, 48, 96]",
