@@ -11,8 +11,9 @@ import json
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -20,6 +21,11 @@ import yaml
 T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Backend = Literal["auto", "sdpa", "xformers", "varlen"]
+
+# Marks a key that recipes got after rows were locked. At its default the recipe is what it was, and so is its
+# fingerprint; a default, once given, is never changed.
+LATER = {"later": True}
 
 
 class ConfigError(ValueError):
@@ -28,7 +34,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Model:
-    """A vision transformer. `ffn_ratio` is hidden / embed_dim before SwiGLU's two-thirds rule (rounded up to 8)."""
+    """A vision transformer. `ffn_ratio` is hidden / embed_dim before SwiGLU's two-thirds rule (rounded up to 8).
+
+    `interpolate_antialias` is how positions are resampled to another grid: on in DINOv2's models with registers.
+    """
 
     patch_px: int
     embed_dim: int
@@ -40,6 +49,7 @@ class Model:
     layerscale: float
     drop_path: float
     interpolate_offset: float
+    interpolate_antialias: bool = field(default=False, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,18 @@ class Heads:
 
 @dataclass(frozen=True)
 class Losses:
+    """Weights and temperatures. `koleo_images` is among how many images of the batch KoLeo seeks neighbors.
+
+    0 is the whole global batch; the published code takes the images of one GPU.
+    """
+
     dino_weight: float
     ibot_weight: float
     koleo_weight: float
     student_temperature: float
     centering: Literal["sinkhorn", "softmax"]
     sinkhorn_iterations: int
+    koleo_images: int = field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -131,7 +147,10 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW. The peak learning rate is `base_lr`, or `base_lr * sqrt(global_batch / 1024)` under `sqrt_1024`."""
+    """AdamW. The peak learning rate is `base_lr`, or `base_lr * sqrt(global_batch / 1024)` under `sqrt_1024`.
+
+    `nonfinite_skips` steps with a loss or gradient that is not finite are left out before the next one ends the run.
+    """
 
     base_lr: float
     scaling: Literal["sqrt_1024", "none"]
@@ -144,6 +163,7 @@ class Optim:
     layerwise_decay: float
     patch_embed_lr_multiplier: float
     freeze_last_layer_iterations: int
+    nonfinite_skips: int = field(default=0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -188,8 +208,21 @@ class Quirks:
 
 
 @dataclass(frozen=True)
+class FrozenTeacher:
+    """Distillation: the row whose trained teacher gives the targets, and that teacher's model."""
+
+    row: str
+    model: Model
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """What determines the result of a run, up to its seed."""
+    """What determines the result of a run, up to its seed.
+
+    `start` is the row whose trained networks this one begins with, as the high-resolution stage does; empty for random
+    first values. With a `frozen_teacher` the student sees whole crops, is compared on all their patches, and its
+    average is what is kept.
+    """
 
     iterations: int
     global_batch: int
@@ -205,6 +238,8 @@ class Recipe:
     precision: Precisions
     evaluation: Evaluation
     quirks: Quirks
+    start: str = field(default="", metadata=LATER)
+    frozen_teacher: FrozenTeacher | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -212,7 +247,9 @@ class Execution:
     """What must not change the result: where and how the recipe is run.
 
     `until_iteration` ends the process early, schedules unchanged; 0 means the recipe's end. `data_root` is a folder,
-    or empty for a dataset that ships with a package.
+    or empty for a dataset that ships with a package. Several processes hold the model in shards (`fsdp`) or whole
+    (`ddp`); `shard_processes` of them share one sharded copy, 0 is all. `start_weights` and `teacher_weights` are the
+    files of the recipe's `start` and `frozen_teacher`.
     """
 
     device: Literal["cpu", "cuda"]
@@ -227,6 +264,13 @@ class Execution:
     checkpoints_kept: int
     log_period_iterations: int
     until_iteration: int
+    parallel: Literal["fsdp", "ddp"] = "fsdp"
+    shard_processes: int = 0
+    attention: Backend = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    start_weights: str = ""
+    teacher_weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -257,14 +301,21 @@ def prototypes_per_level(head: Head, nesting: tuple[int, ...]) -> tuple[int, ...
 
 def recipe_fingerprint(recipe: Recipe) -> str:
     """The first 16 hex digits of the SHA-256 of the recipe as canonical JSON: equal recipes, equal fingerprints."""
-    text = json.dumps(to_mapping(recipe), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_mapping(recipe, omit_later=True), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def to_mapping(config: Any) -> Any:
-    """A dataclass as nested dicts and lists that YAML and JSON can hold."""
+def to_mapping(config: Any, *, omit_later: bool = False) -> Any:
+    """A dataclass as nested dicts and lists that YAML and JSON can hold.
+
+    `omit_later` leaves out the keys that recipes got later (`LATER`) where they have their default.
+    """
     if dataclasses.is_dataclass(config):
-        return {field.name: to_mapping(getattr(config, field.name)) for field in dataclasses.fields(config)}
+        return {
+            item.name: to_mapping(getattr(config, item.name), omit_later=omit_later)
+            for item in dataclasses.fields(config)
+            if not (omit_later and item.metadata == LATER and getattr(config, item.name) == item.default)
+        }
     if isinstance(config, tuple):
         return [to_mapping(item) for item in config]
     return config
@@ -291,6 +342,9 @@ def dump_config(config: TrainConfig) -> str:
 def _convert(kind: Any, value: Any, key: str) -> Any:
     """One value checked against its annotation and converted; lists become tuples, ints are taken for floats."""
     origin = typing.get_origin(kind)
+    if origin is UnionType:  # `X | None` is the only union here
+        (kind,) = (part for part in typing.get_args(kind) if part is not NoneType)
+        return None if value is None else _convert(kind, value, key)
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, key)
     if origin is Literal:
@@ -322,13 +376,13 @@ def _convert_dataclass(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key or 'the file'}: a mapping belongs here, not {type(value).__name__}")
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {item.name: item for item in dataclasses.fields(kind)}
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1)
             raise ConfigError(f"unknown key {prefix}{name}" + (f" (did you mean {prefix}{near[0]}?)" if near else ""))
-    for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING:
+    for name, item in fields.items():
+        if name not in value and item.default is dataclasses.MISSING:
             raise ConfigError(f"missing key {prefix}{name}")
     return kind(**{name: _convert(hints[name], item, f"{prefix}{name}") for name, item in value.items()})

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import yaml
 
-from franca.config import Execution, TrainConfig
+from franca.config import Backend, Execution, TrainConfig
 from reproduce.compose import find_root
 from reproduce.errors import SiteError, SpecError
 from reproduce.places import Document, Place, did_you_mean, load_document
-from reproduce.spec import Resources, Spec
+from reproduce.spec import Spec
 from reproduce.validate import load_schema, validate
 
 LOG_PERIOD_ITERATIONS = 10  # the print frequency of DINOv2's trainer, facebookresearch/dinov2 train/train.py@b8931f7
@@ -61,6 +61,11 @@ class Site:
     workers: int
     threads: int
     data_roots: Mapping[str, str | None]
+    parallel: Literal["fsdp", "hybrid", "ddp"]
+    attention: Backend
+    compile: bool
+    activation_checkpointing: bool
+    weights: Mapping[str, str]
     slurm: Slurm | None
     paths: tuple[Path, ...]
 
@@ -106,7 +111,8 @@ def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | Non
     seed = spec.seed if seed is None else seed
     nodes, tasks_per_node = _layout(spec, site, gpus_per_node=gpus_per_node)
     processes = nodes * tasks_per_node
-    batch = _batch_per_process(recipe.global_batch // processes, resources=resources, site=site)
+    batch = _batch_per_process(spec, site, images=recipe.global_batch // processes)
+    hybrid = site.parallel == "hybrid" and nodes > 1
     execution = Execution(
         device=device,
         processes=processes,
@@ -120,6 +126,13 @@ def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | Non
         checkpoints_kept=resources.checkpoints_kept,
         log_period_iterations=LOG_PERIOD_ITERATIONS,
         until_iteration=until_iteration(until, iterations=recipe.iterations),
+        parallel="ddp" if site.parallel == "ddp" else "fsdp",
+        shard_processes=tasks_per_node if hybrid else 0,
+        attention=site.attention,
+        compile=site.compile and device == "cuda",
+        activation_checkpointing=site.activation_checkpointing,
+        start_weights=_weights(recipe.start, site=site, root=spec.root),
+        teacher_weights=_weights(recipe.frozen_teacher.row if recipe.frozen_teacher else "", site=site, root=spec.root),
     )
     run = run_name(spec, seed=seed)
     return Resolved(
@@ -228,7 +241,11 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _check_site(spec: Spec, site: Site, *, gpus_per_node: int) -> None:
     """Raise one `SiteError` with all that is missing and the lines that mend it."""
-    missing = [*_missing_data(spec, site), *_missing_gpus(spec, site, gpus_per_node=gpus_per_node)]
+    missing = [
+        *_missing_data(spec, site),
+        *_missing_weights(spec, site),
+        *_missing_gpus(spec, site, gpus_per_node=gpus_per_node),
+    ]
     if site.executor == "local" and site.nodes > 1:
         missing.append(({"nodes": 1}, f"nodes: {site.nodes}, but the local executor runs on this machine alone"))
     if site.executor == "slurm" and site.slurm is None:
@@ -255,6 +272,23 @@ def _missing_data(spec: Spec, site: Site) -> Iterator[Missing]:
             yield entry, f"data_roots.{name} is not set: the images {purpose}"
         elif not Path(folder).is_dir():
             yield entry, f"data_roots.{name} is no folder: {folder}"
+
+
+def _missing_weights(spec: Spec, site: Site) -> Iterator[Missing]:
+    recipe = spec.recipe
+    wanted = {
+        recipe.start: "this row begins with them",
+        recipe.frozen_teacher and recipe.frozen_teacher.row: "its teacher",
+    }
+    for row, purpose in wanted.items():
+        if not row:
+            continue
+        entry = {"weights": {row: f"/path/to/{row}.safetensors"}}
+        file = _weights(row, site=site, root=spec.root)
+        if not file:
+            yield entry, f"weights.{row} is not set: {purpose}; `franca consolidate` makes this file of a run"
+        elif not Path(file).is_file():
+            yield entry, f"weights.{row} is no file: {file}"
 
 
 def _missing_gpus(spec: Spec, site: Site, *, gpus_per_node: int) -> Iterator[Missing]:
@@ -293,13 +327,15 @@ def _layout(spec: Spec, site: Site, *, gpus_per_node: int) -> tuple[int, int]:
     return -nodes, tasks
 
 
-def _batch_per_process(images: int, *, resources: Resources, site: Site) -> int:
+def _batch_per_process(spec: Spec, site: Site, *, images: int) -> int:
     """The largest divisor of a process's images that is at most the documented batch and fits into the memory.
 
-    Not more than documented even where it would fit: KoLeo looks for neighbors among the images of one process.
+    It holds whole groups of KoLeo's neighbors, or lies within one.
     """
-    most = min(resources.batch_per_gpu, site.batch_per_gpu_max or resources.batch_per_gpu)
-    return max(divisor for divisor in range(1, min(most, images) + 1) if images % divisor == 0)
+    most = min(spec.resources.batch_per_gpu, site.batch_per_gpu_max or spec.resources.batch_per_gpu, images)
+    group = spec.recipe.losses.koleo_images or spec.recipe.global_batch
+    fitting = (size for size in range(1, most + 1) if images % size == 0 and 0 in (size % group, group % size))
+    return max(fitting)
 
 
 def _workers(site: Site, *, processes: int) -> int:
@@ -316,6 +352,12 @@ def _data_root(name: str, *, site: Site, root: Path) -> str:
     return "" if folder is None or name in PACKAGED else str(root / Path(folder).expanduser())
 
 
+def _weights(row: str, *, site: Site, root: Path) -> str:
+    """The absolute path of a row's weights on the site; empty where no row is meant or the site has none."""
+    file = site.weights.get(row)
+    return "" if file is None else str(root / Path(file).expanduser())
+
+
 def _notes(spec: Spec, execution: Execution) -> Iterator[str]:
     """What differs from the documented machine, and what it can change."""
     resources = spec.resources
@@ -324,10 +366,11 @@ def _notes(spec: Spec, execution: Execution) -> Iterator[str]:
             f"{execution.processes} {'GPU' if execution.processes == 1 else 'GPUs'} in place of {resources.gpus}: "
             f"{execution.batch_per_process} images on each, {execution.accumulation} times per iteration"
         )
-    if execution.batch_per_process != resources.batch_per_gpu:
+    group = spec.recipe.losses.koleo_images or spec.recipe.global_batch
+    if execution.accumulation > 1 and execution.batch_per_process < group:
         yield (
-            f"KoLeo finds its neighbors among {execution.batch_per_process} images, not the documented "
-            f"{resources.batch_per_gpu}: its loss is not comparable"
+            f"KoLeo's {group} images come in parts of {execution.batch_per_process}: the student sees the global crops "
+            f"of an iteration twice, so that every neighbor is found"
         )
 
 
