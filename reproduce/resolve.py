@@ -1,5 +1,6 @@
 """A spec and a site in, a run that can be launched out: everything that is derived is computed here, once."""
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -107,38 +108,17 @@ def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | Non
     device = _device(spec, site)
     gpus_per_node = _gpus_per_node(site) if device == "cuda" else 0
     _check_site(spec, site, gpus_per_node=gpus_per_node)
-    recipe, resources = spec.recipe, spec.resources
     seed = spec.seed if seed is None else seed
     nodes, tasks_per_node = _layout(spec, site, gpus_per_node=gpus_per_node)
-    processes = nodes * tasks_per_node
-    batch = _batch_per_process(spec, site, images=recipe.global_batch // processes)
-    hybrid = site.parallel == "hybrid" and nodes > 1
-    execution = Execution(
-        device=device,
-        processes=processes,
-        batch_per_process=batch,
-        accumulation=recipe.global_batch // (processes * batch),
-        workers=_workers(site, processes=processes),
-        threads=site.threads,
-        data_root=_data_root(recipe.data.dataset, site=site, root=spec.root),
-        evaluation_root=_data_root(recipe.data.evaluation_dataset, site=site, root=spec.root),
-        checkpoint_period_iterations=resources.checkpoint_period_iterations,
-        checkpoints_kept=resources.checkpoints_kept,
-        log_period_iterations=LOG_PERIOD_ITERATIONS,
-        until_iteration=until_iteration(until, iterations=recipe.iterations),
-        parallel="ddp" if site.parallel == "ddp" else "fsdp",
-        shard_processes=tasks_per_node if hybrid else 0,
-        attention=site.attention,
-        compile=site.compile and device == "cuda",
-        activation_checkpointing=site.activation_checkpointing,
-        start_weights=_weights(recipe.start, site=site, root=spec.root),
-        teacher_weights=_weights(recipe.frozen_teacher.row if recipe.frozen_teacher else "", site=site, root=spec.root),
+    execution = dataclasses.replace(
+        _make_execution(spec, site, device=device, nodes=nodes, tasks_per_node=tasks_per_node),
+        until_iteration=until_iteration(until, iterations=spec.recipe.iterations),
     )
     run = run_name(spec, seed=seed)
     return Resolved(
         spec=spec,
         site=site,
-        config=TrainConfig(spec.row, spec.version, spec.fingerprint, seed, recipe, execution),
+        config=TrainConfig(spec.row, spec.version, spec.fingerprint, seed, spec.recipe, execution),
         run=run,
         folder=spec.root / "runs" / spec.name / run,
         nodes=nodes,
@@ -237,6 +217,38 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
         old = merged.get(key)
         merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _make_execution(
+    spec: Spec, site: Site, *, device: Literal["cpu", "cuda"], nodes: int, tasks_per_node: int
+) -> Execution:
+    """What each process is told: its share of the batch, its folders, how it computes; the run goes to its end."""
+    recipe, resources = spec.recipe, spec.resources
+    processes = nodes * tasks_per_node
+    batch = _batch_per_process(spec, site, images=recipe.global_batch // processes)
+    hybrid = site.parallel == "hybrid" and nodes > 1
+    teacher = recipe.frozen_teacher.row if recipe.frozen_teacher else ""
+    return Execution(
+        device=device,
+        processes=processes,
+        batch_per_process=batch,
+        accumulation=recipe.global_batch // (processes * batch),
+        workers=_workers(site, processes=processes),
+        threads=site.threads,
+        data_root=_data_root(recipe.data.dataset, site=site, root=spec.root),
+        evaluation_root=_data_root(recipe.data.evaluation_dataset, site=site, root=spec.root),
+        checkpoint_period_iterations=resources.checkpoint_period_iterations,
+        checkpoints_kept=resources.checkpoints_kept,
+        log_period_iterations=LOG_PERIOD_ITERATIONS,
+        until_iteration=0,
+        parallel="ddp" if site.parallel == "ddp" else "fsdp",
+        shard_processes=tasks_per_node if hybrid else 0,
+        attention=site.attention,
+        compile=site.compile and device == "cuda",
+        activation_checkpointing=site.activation_checkpointing,
+        start_weights=_weights(recipe.start, site=site, root=spec.root),
+        teacher_weights=_weights(teacher, site=site, root=spec.root),
+    )
 
 
 def _check_site(spec: Spec, site: Site, *, gpus_per_node: int) -> None:

@@ -127,8 +127,8 @@ def test_audit_shows_conflicts(project: Path) -> None:
     """The audit of one row shows its conflicts, and as JSON every finding with its values."""
     assert "conflict" in reproduce("audit", "franca-L-in21k").stdout
     audit = json.loads(reproduce("audit", "franca-L-in21k", "digits", "--json").stdout)
-    assert audit.keys() == {"franca-L-in21k@1", "digits@1"}
-    states = {finding["field"]: finding["state"] for finding in audit["franca-L-in21k@1"]["findings"]}
+    assert audit.keys() == {"franca-L-in21k@2", "digits@1"}
+    states = {finding["field"]: finding["state"] for finding in audit["franca-L-in21k@2"]["findings"]}
     assert states["iterations"] == "conflict"
 
 

@@ -4,12 +4,13 @@ import dataclasses
 import json
 import typing
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 import pytest
 import yaml
 
-from franca.config import Recipe, peak_lr, prototypes_per_level, recipe_fingerprint
+from franca.config import LATER, Recipe, peak_lr, prototypes_per_level, recipe_fingerprint
 from reproduce.audit import audit, cross_checks
 from reproduce.compose import row_paths
 from reproduce.spec import Spec, list_rows, load_spec
@@ -92,9 +93,11 @@ def test_every_setting_of_a_published_row_has_a_claim(row: str, specs: dict[str,
     """No value of the recipe stands without a source, but for quirks of a head that the row does not have."""
     claimed = {claim.recipe_key for claim in specs[row].claims}
     unclaimed = set(_leaves(Recipe)) - claimed
-    assert {key for key in unclaimed if not key.startswith("quirks.")} == {"data.evaluation_dataset"} | (
+    ours = {"data.evaluation_dataset", "start", "frozen_teacher"}  # the rows begin at random and learn from no other
+    assert {key for key in unclaimed if not key.startswith("quirks.")} == ours | (
         {"data.classes"} if "laion" in row else set()
     )
+    assert (specs[row].recipe.start, specs[row].recipe.frozen_teacher) == ("", None)
     assert {key for key in unclaimed if getattr(specs[row].recipe.quirks, key.removeprefix("quirks."), False)} == set()
 
 
@@ -190,9 +193,15 @@ def _objects(schema: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
 def _compare(kind: Any, schema: dict[str, Any], where: str) -> None:
     schema = _resolve(schema)
     hints = typing.get_type_hints(kind)
-    assert set(schema["properties"]) == set(hints) == set(schema["required"]), where
+    later = {field.name for field in dataclasses.fields(kind) if field.metadata == LATER}
+    assert set(schema["properties"]) == set(hints), where
+    assert set(hints) - later <= set(schema["required"]), where
     for name, hint in hints.items():
         child = _resolve(schema["properties"][name])
+        if isinstance(hint, UnionType):  # X | None
+            hint = next(part for part in typing.get_args(hint) if part is not NoneType)
+            assert {"type": "null"} in child["anyOf"], f"{where}.{name}"
+            child = _resolve(next(option for option in child["anyOf"] if option != {"type": "null"}))
         if dataclasses.is_dataclass(hint):
             _compare(hint, child, f"{where}.{name}")
         elif typing.get_origin(hint) is typing.Literal:

@@ -23,7 +23,7 @@ PLAIN = make_config(Recipe, MAPPING)
 def test_spec_without_overrides_is_the_row() -> None:
     """The unchanged row is no variant and has the row's own seed."""
     spec = load_spec(ROW, root=ROOT)
-    assert (spec.variant, spec.changes, spec.seed, spec.name) == (False, (), 0, f"{ROW}@1")
+    assert (spec.variant, spec.changes, spec.seed, spec.name) == (False, (), 0, f"{ROW}@2")
     assert peak_lr(spec.recipe) == pytest.approx(9.91e-4, rel=1e-3)
     assert str(spec.claims[0].values[0].sources[0]) == "Franca training.md@24f8c60a"
 

@@ -15,10 +15,10 @@ def test_changed_recipe_without_a_new_version_is_refused(tmp_path: Path) -> None
     project = copy_rows(tmp_path)
     edit(project, f"{ROW}.yaml", "    base_lr: 7.01e-4", "    base_lr: 7.02e-4")
     error = fail(project)
-    line = (project / "experiments" / f"{ROW}.yaml").read_text().splitlines().index("version: 1") + 1
+    line = (project / "experiments" / f"{ROW}.yaml").read_text().splitlines().index("version: 2") + 1
     assert place(error, project) == (f"{ROW}.yaml", line)
     assert error.mend is not None
-    assert "version: 2" in error.mend
+    assert "version: 3" in error.mend
     assert "reproduce lock" in error.mend
 
 
@@ -27,10 +27,10 @@ def test_changed_recipe_with_a_new_version_is_locked(tmp_path: Path) -> None:
     project = copy_rows(tmp_path)
     before = dict(load_lock(project))
     edit(project, f"{ROW}.yaml", "    base_lr: 7.01e-4", "    base_lr: 7.02e-4")
-    edit(project, f"{ROW}.yaml", "version: 1", "version: 2")
+    edit(project, f"{ROW}.yaml", "version: 2", "version: 3")
     assert fail(project).mend == "reproduce lock"
-    assert write_lock(root=project) == (f"{ROW}@2",)
-    assert load_spec(ROW, root=project).name == f"{ROW}@2"
+    assert write_lock(root=project) == (f"{ROW}@3",)
+    assert load_spec(ROW, root=project).name == f"{ROW}@3"
     assert before.items() <= load_lock(project).items()
 
 
