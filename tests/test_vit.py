@@ -189,6 +189,48 @@ def test_positions_of_half_precision_are_resampled_in_single() -> None:
     assert torch.equal(resampled, wide.bfloat16())
 
 
+def antialiased(size: int, grid: int) -> Tensor:
+    """Weights [size, grid] of a bicubic kernel (a = -0.5) that is widened where the grid shrinks, as Pillow's is."""
+    scale = grid / size
+    width = max(scale, 1.0)
+    rows = []
+    for i in range(size):
+        distances = [abs((source + 0.5 - (i + 0.5) * scale) / width) for source in range(grid)]
+        taps = [
+            (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+            for x in distances
+        ]
+        rows.append(torch.tensor(taps, dtype=torch.float64) / sum(taps))
+    return torch.stack(rows)
+
+
+@given(grid=st.integers(1, 7), rows=st.integers(1, 9), columns=st.integers(1, 9))
+def test_positions_of_models_with_registers_are_resampled_antialiased(grid: int, rows: int, columns: int) -> None:
+    """`interpolate_antialias` resamples as an image is resized, each axis by weights that sum to one."""
+    if rows == columns == grid:
+        return
+    model = make_vit(grid=grid, interpolate_offset=0.0, interpolate_antialias=True)
+    image = model.pos_embed[0, 1:].unflatten(0, (grid, grid))
+    expected = torch.einsum("ri,cj,ijd->rcd", antialiased(rows, grid), antialiased(columns, grid), image)
+    crop = torch.zeros(1, 3, rows * 4, columns * 4, dtype=torch.float64)
+    embedded = model._embed(crop, None)[0, 1:] - model.patch_embed.proj.bias
+    torch.testing.assert_close(embedded, expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+def test_intermediate_features_are_those_of_a_shorter_model(registers: int) -> None:
+    """The features of an inner block are what the model gives when all later blocks are taken away."""
+    vit = make_vit(depth=3, registers=registers, drop_path=0.5).train()
+    images = make_images((2, 8, 12))[0]
+    features = vit.intermediate_features(images, blocks=3)
+    for depth, found in enumerate(features, start=1):
+        shorter = make_vit(depth=depth, registers=registers)
+        weights = {name: value for name, value in vit.state_dict().items() if name in shorter.state_dict()}
+        shorter.load_state_dict(weights)
+        torch.testing.assert_close(tokens_of(found), tokens_of(shorter(images)))
+    assert torch.equal(tokens_of(vit.intermediate_features(images, blocks=1)[0]), tokens_of(features[2]))
+
+
 def published(dim: int, depth: int, heads: int) -> Model:
     return Model(
         patch_px=14,

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from test_vit import make_images, tokens_of
 from torch import Tensor
 
+from franca.config import Head, Quirks
+from franca.models.heads import ProjectionHead, make_head
 from franca.models.layers import interpolate_positions
 from franca.models.vit import VisionTransformer
-from franca.models.weights import WeightsError, load_backbone, load_weights, rename_upstream
+from franca.models.weights import WeightsError, load_backbone, load_head, load_weights, rename_upstream
 
 MODEL = dataclasses.replace(make_recipe().model, embed_dim=8, depth=4)
 StateDict = dict[str, Tensor]
@@ -214,3 +216,74 @@ def test_a_file_without_named_tensors_is_told(content: object, message: str, tmp
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=message):
         load_weights(tmp_path / "other.pth")
+
+
+def make_loaded_head(*, layers: int, nesting: tuple[int, ...], seed: int) -> ProjectionHead:
+    head = make_head(
+        Head(prototypes=16, hidden=6, bottleneck=5, layers=layers), embed_dim=8, nesting=nesting, quirks=Quirks()
+    )
+    head.init_weights(torch.Generator().manual_seed(seed))
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(seed))
+    return head
+
+
+def upstream_head(state: StateDict, *, layers: int) -> StateDict:
+    """Upstream's names: an MLP of one layer is a plain layer."""
+    return {re.sub(r"^(mlp|mlps\.\d+)\.0\.", r"\1.", k) if layers == 1 else k: v for k, v in state.items()}
+
+
+def parametrized(state: StateDict) -> StateDict:
+    """The weight-normed layers as newer versions of torch write them."""
+    renamed = {}
+    for name, value in state.items():
+        name = name.replace(".weight_g", ".parametrizations.weight.original0")
+        renamed[name.replace(".weight_v", ".parametrizations.weight.original1")] = value
+    return renamed
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("nesting", [(), (2, 4, 8)])
+@pytest.mark.parametrize("spell", [dict, parametrized])
+def test_heads_of_a_whole_checkpoint_load_exactly(layers: int, nesting: tuple[int, ...], spell) -> None:
+    """The teacher's head of that name arrives to the bit; the student's and the other head are left out."""
+    source, target = (make_loaded_head(layers=layers, nesting=nesting, seed=seed) for seed in (0, 1))
+    state = spell(upstream_head(source.state_dict(), layers=layers))
+    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+    checkpoint = {
+        **prefixed("module.teacher.dino_head.")(state),
+        **prefixed("module.teacher.ibot_head.")(zeros),
+        **prefixed("module.student.dino_head.")(zeros),
+        **prefixed("module.teacher.backbone.")(make_vit().state_dict()),
+    }
+    load_head(target, checkpoint, name="dino_head")
+    assert all(torch.equal(target.state_dict()[name], value) for name, value in source.state_dict().items())
+    load_head(target, checkpoint, name="ibot_head")
+    assert not any(value.any() for value in target.state_dict().values())
+
+
+def test_a_loaded_head_computes_what_torchs_own_layers_compute() -> None:
+    """Weights of a head made of torch's linear, GELU and weight-normed layers give the same logits here."""
+    torch.manual_seed(0)
+    mlp = torch.nn.Sequential(
+        torch.nn.Linear(8, 6), torch.nn.GELU(), torch.nn.Linear(6, 6), torch.nn.GELU(), torch.nn.Linear(6, 5)
+    )
+    last = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(5, 16, bias=False))
+    reference = torch.nn.ModuleDict({"mlp": mlp, "last_layer": last})
+    head = make_loaded_head(layers=3, nesting=(), seed=1)
+    load_head(head, prefixed("dino_head.")(reference.state_dict()), name="dino_head")
+    x = torch.randn(4, 8)
+    expected = last(torch.nn.functional.normalize(mlp(x), dim=-1))
+    torch.testing.assert_close(head(x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_of_another_kind_is_told() -> None:
+    """A Matryoshka head is no plain head, nor is one of other widths, nor a file without any."""
+    nested = prefixed("dino_head.")(make_loaded_head(layers=3, nesting=(2, 4, 8), seed=0).state_dict())
+    with pytest.raises(WeightsError, match=r"missing: last_layer\.weight_g.*unexpected: last_layers\.0\.weight_g"):
+        load_head(make_loaded_head(layers=3, nesting=(), seed=1), nested, name="dino_head")
+    wrong = dict(nested) | {"dino_head.matryoshka_projections.0.weight": torch.ones(3, 3)}
+    with pytest.raises(WeightsError, match=r"of another shape: .*is \(3, 3\) for \(2, 2\)"):
+        load_head(make_loaded_head(layers=3, nesting=(2, 4, 8), seed=1), wrong, name="dino_head")
+    with pytest.raises(WeightsError, match="missing"):
+        load_head(make_loaded_head(layers=3, nesting=(), seed=1), make_vit().state_dict(), name="dino_head")

@@ -143,12 +143,13 @@ def add_on_subsets(
 
 
 def interpolate_positions(
-    positions: Float[Tensor, "1 _ d"], *, rows: int, columns: int, offset: float
+    positions: Float[Tensor, "1 _ d"], *, rows: int, columns: int, offset: float, antialias: bool = False
 ) -> Float[Tensor, "1 _ d"]:
     """Positions of a class token and a square grid of patches, resampled (bicubic) to rows × columns patches.
 
     A nonzero `offset` is added to the numbers of rows and columns before they become the scale, which shifts the
-    sampling points: dinov2 trained with 0.1 and its weights expect it. Computed in float32 or better.
+    sampling points: dinov2 trained with 0.1 and its weights expect it; its models with registers expect 0 and
+    `antialias`. Computed in float32 or better.
     """
     grid = math.isqrt(positions.shape[1] - 1)
     if rows == columns == grid:
@@ -157,8 +158,8 @@ def interpolate_positions(
     image = wide[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
     if offset:
         scale = ((rows + offset) / grid, (columns + offset) / grid)
-        image = F.interpolate(image, scale_factor=scale, mode="bicubic")
+        image = F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=antialias)
     else:
-        image = F.interpolate(image, size=(rows, columns), mode="bicubic")
+        image = F.interpolate(image, size=(rows, columns), mode="bicubic", antialias=antialias)
     patches = image.flatten(2).transpose(1, 2)
     return torch.cat([wide[:, :1], patches], dim=1).to(positions.dtype)

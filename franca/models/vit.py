@@ -6,6 +6,7 @@ array of tokens, attention stays within each crop.
 Letters: n images, g global crops, p patches of a crop, r registers, t tokens of all sequences, d embedding dimensions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,31 @@ class VisionTransformer(nn.Module):
         parts = self.norm(x).split([n * length for n, length in groups])
         return [self._features(part.unflatten(0, group)) for part, group in zip(parts, groups, strict=True)]
 
+    def intermediate_tokens(
+        self,
+        images: Float[Tensor, "n 3 height width"],
+        *,
+        blocks: Sequence[int],
+        masks: Bool[Tensor, "n p"] | None = None,
+    ) -> list[Float[Tensor, "n _ d"]]:
+        """All tokens of each image as they leave the blocks of these numbers (from 0, ascending), before the norm."""
+        tokens = self._embed(images, masks)
+        shape = tokens.shape[:2]
+        x, taken = tokens.flatten(0, 1), []
+        for number, block in enumerate(self.blocks):
+            x = block(x, groups=(tuple(shape),), kept=None)
+            if number in blocks:
+                taken.append(x.unflatten(0, shape))
+        return taken
+
+    def intermediate_features(self, images: Float[Tensor, "n 3 height width"], *, blocks: int = 4) -> list[Features]:
+        """Features of the last `blocks` blocks, the last one's last, each after the final norm.
+
+        What the linear probe and dense tasks see: dinov2 `get_intermediate_layers`.
+        """
+        numbers = range(self.model.depth - blocks, self.model.depth)
+        return [self._features(self.norm(tokens)) for tokens in self.intermediate_tokens(images, blocks=numbers)]
+
     def _embed(
         self, images: Float[Tensor, "n 3 height width"], masks: Bool[Tensor, "n p"] | None
     ) -> Float[Tensor, "n _ d"]:
@@ -120,6 +146,7 @@ class VisionTransformer(nn.Module):
             rows=height // patch_px,
             columns=width // patch_px,
             offset=self.model.interpolate_offset,
+            antialias=self.model.interpolate_antialias,
         )
         tokens = [(self.cls_token + positions[:, :1]).expand(n, -1, -1), patches + positions[:, 1:]]
         if self.register_tokens is not None:

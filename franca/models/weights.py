@@ -1,4 +1,4 @@
-"""Weights files: those that upstream released, and our own, into a `VisionTransformer`. Strict: every name must fit.
+"""Weights files: those that upstream released, and our own, into our backbone and heads. Strict: every name must fit.
 
 A name is `blocks.3.attn.qkv.weight` here and in our files. Upstream's files may hold the blocks in chunks
 (`blocks.0.3.attn.qkv.weight`), and a backbone as a part of a teacher or of a wrapped module.
@@ -15,11 +15,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from franca.models.heads import ProjectionHead
 from franca.models.layers import interpolate_positions
 from franca.models.vit import VisionTransformer
 
 WRAPPERS = ("teacher", "model")  # keys under which upstream's files hold a state dict
 FOREIGN = ("rasa_head.",)  # trained after pretraining, on top of it: valeoai/Franca vision_transformer.py@24f8c60
+HEAD_NAMES = (  # upstream's spelling, ours
+    (r"^(mlp|mlps\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
 NAMES_SHOWN = 8
 
 
@@ -70,7 +76,7 @@ def load_backbone(model: VisionTransformer, state_dict: Mapping[str, Tensor], *,
     weights = rename_upstream(state_dict)
     own = model.state_dict()
     _check_names(own, weights)
-    patch_px, offset = model.model.patch_px, model.model.interpolate_offset
+    patch_px = model.model.patch_px
     grid, found = _grid(own["pos_embed"]), _grid(weights["pos_embed"])
     if grid != found and _square(weights["pos_embed"], dim=model.model.embed_dim):
         if not interpolate:
@@ -78,9 +84,42 @@ def load_backbone(model: VisionTransformer, state_dict: Mapping[str, Tensor], *,
                 f"pos_embed: the weights have a grid of {found} × {found} patches ({found * patch_px} px), the model "
                 f"one of {grid} × {grid} ({grid * patch_px} px); make the model with grid={found}, or interpolate"
             )
-        weights["pos_embed"] = interpolate_positions(weights["pos_embed"], rows=grid, columns=grid, offset=offset)
+        weights["pos_embed"] = interpolate_positions(
+            weights["pos_embed"],
+            rows=grid,
+            columns=grid,
+            offset=model.model.interpolate_offset,
+            antialias=model.model.interpolate_antialias,
+        )
     _check_shapes(own, weights)
     model.load_state_dict(weights)
+
+
+def rename_upstream_head(state_dict: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
+    """The head `name` (`dino_head` or `ibot_head`) among upstream's tensors, under our names. Ours pass unchanged.
+
+    Of a whole checkpoint the teacher's head is taken. Upstream's MLP of one layer is that layer itself; torch writes
+    the parts of a weight-normed layer as `weight_g` and `weight_v`, or, since 2.0, as parametrizations.
+    """
+    names = {key: re.sub(r"^(module\.)+", "", key) for key in state_dict}
+    for prefix in ("teacher.", f"{name}."):
+        if any(own.startswith(prefix) for own in names.values()):
+            names = {key: own.removeprefix(prefix) for key, own in names.items() if own.startswith(prefix)}
+    for pattern, ours in HEAD_NAMES:
+        names = {key: re.sub(pattern, ours, own) for key, own in names.items()}
+    return {own: state_dict[key] for key, own in names.items()}
+
+
+def load_head(head: ProjectionHead, state_dict: Mapping[str, Tensor], *, name: str) -> None:
+    """Copy the weights of the head `name` (`dino_head` or `ibot_head`), under upstream's names or ours, into `head`.
+
+    Raises `WeightsError` on every missing, unexpected or differently shaped tensor.
+    """
+    weights = rename_upstream_head(state_dict, name=name)
+    own = head.state_dict()
+    _check_names(own, weights)
+    _check_shapes(own, weights)
+    head.load_state_dict(weights)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
