@@ -1,25 +1,33 @@
-"""Processes of one run: who they are, what they sum, how a model is spread over them. The only file that names
+"""Processes of one run: who they are, what they sum, how a module is spread over them. The only file that names
 `torch.distributed` (beside `torch.distributed.checkpoint` in `train/checkpoint.py`).
 
 In: the environment of torchrun, srun or submitit. Out: collectives that are the identity in a run of one process,
-which makes no process group at all.
+which makes no process group at all; modules held in shards (FSDP2) or whole (DDP); whole tensors of either.
 """
 
+import contextlib
 import os
 import random
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from franca.config import ConfigError, Execution
 
 TIMEOUT = timedelta(minutes=30)  # a rank may wait for rank 0's evaluation; torch's default for NCCL is 10 minutes
-BUCKET_VALUES = 2**24  # gradients are summed 64 MB at a time, as DDP does with 25: fewer, larger messages
+DDP_HOOKS = {torch.bfloat16: default_hooks.bf16_compress_hook, torch.float16: default_hooks.fp16_compress_hook}
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,20 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else all_reduce_sum(tensor) / world_size()
 
 
+def all_processes(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether `flag` is set in every process. On its device: nothing waits for the answer."""
+    return all_reduce_max(flag.logical_not().int()) == 0
+
+
+def all_gather(tensor: Float[Tensor, "*n"]) -> Float[Tensor, "w *n"]:
+    """Every process's `tensor`, in the order of their ranks. No gradient flows through it."""
+    if world_size() == 1:
+        return tensor.detach().unsqueeze(0)
+    parts = tensor.new_empty(world_size(), *tensor.shape)
+    dist.all_gather_into_tensor(parts, tensor.detach().contiguous())
+    return parts
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is set in any process. Travels between CPUs, so the device is not waited for."""
     if world_size() == 1:
@@ -133,39 +155,111 @@ def any_process(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(int(flag))))
 
 
-def shard(module: nn.Module) -> nn.Module:
-    """Spread a freshly made model over the processes; in a run of one, the model itself.
+class Vote:
+    """Whether any process has raised a flag, known to all at the same call and, with several, one call later.
 
-    Every process keeps the whole model (data parallel) and takes rank 0's values.
+    The answer travels between CPUs while the step after it runs: neither device nor process waits for it.
     """
-    if world_size() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, src=0)
-    return module
+
+    def __init__(self) -> None:
+        self.sent: tuple[dist.Work, Tensor] | None = None
+
+    def cast(self, flag: bool) -> bool:
+        """Send this call's flag; the answer to the last one, or to this one in a run of one process."""
+        if world_size() == 1:
+            return flag
+        answer = self.take()
+        flags = torch.tensor(int(flag))
+        self.sent = dist.all_reduce(flags, async_op=True), flags
+        return answer
+
+    def take(self) -> bool:
+        """The answer that is still on its way; False without one."""
+        if self.sent is None:
+            return False
+        work, flags = self.sent
+        self.sent = None
+        work.wait()
+        return bool(flags)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], *, dtype: torch.dtype = torch.float32) -> None:
-    """Replace every gradient by its mean over the processes, added up in `dtype` (the recipe's reduce precision)."""
-    if world_size() == 1:
+def make_mesh(device: torch.device, *, shard_processes: int) -> DeviceMesh:
+    """All processes in a row, or rows of `shard_processes`, each of which holds one whole model (HSDP).
+
+    Raises `ConfigError` where the rows do not come out even.
+    """
+    size = shard_processes or world_size()
+    if world_size() % size:
+        raise ConfigError(f"execution.shard_processes: {size} does not divide execution.processes, {world_size()}")
+    if size == world_size():
+        return init_device_mesh(device.type, (size,))
+    return init_device_mesh(device.type, (world_size() // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(
+    module: nn.Module,
+    *,
+    mesh: DeviceMesh,
+    compute: torch.dtype | None = None,
+    reduce: torch.dtype | None = None,
+    methods: tuple[str, ...] = (),
+) -> None:
+    """Spread a module's parameters over a mesh, apart from those of submodules that are spread already (FSDP2).
+
+    It computes in `compute`, to which its parameters and floating inputs are cast, and its gradients are averaged in
+    `reduce`; None is the parameters' own dtype. `methods` beside `forward` may be called. Parameters are gathered for
+    a call and let go after it.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    for method in methods:
+        register_fsdp_forward_method(module, method)
+
+
+def replicate(module: nn.Module, *, reduce: torch.dtype) -> DistributedDataParallel:
+    """A module that every process holds whole, as a wrapper that averages its gradients in `reduce` (DDP)."""
+    wrapper = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if reduce in DDP_HOOKS:
+        wrapper.register_comm_hook(None, DDP_HOOKS[reduce])
+    return wrapper
+
+
+@contextlib.contextmanager
+def gradient_averaging(module: nn.Module, *, enabled: bool) -> Iterator[None]:
+    """Whether the backward passes in this block average gradients over the processes, or only add them up."""
+    if isinstance(module, DistributedDataParallel) and not enabled:
+        with module.no_sync():
+            yield
         return
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        bucket.append(parameter.grad)
-        if sum(gradient.numel() for gradient in bucket) >= BUCKET_VALUES:
-            _average(bucket, dtype=dtype)
-            bucket = []
-    if bucket:
-        _average(bucket, dtype=dtype)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(enabled, recurse=False)
+    yield
 
 
-def _average(gradients: list[Tensor], *, dtype: torch.dtype) -> None:
-    """One message: divided first, so that a half-precision sum does not overflow."""
-    flat = torch.cat([gradient.flatten().to(dtype) for gradient in gradients]) / world_size()
-    dist.all_reduce(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+@torch.no_grad()
+def fill(parameter: Tensor, init: Callable[..., object], **options: Any) -> None:
+    """Give a tensor, held whole or in shards, the values that `init(tensor, **options)` gives a whole one on the CPU.
+
+    So the first values do not depend on the device nor on how many processes share them.
+    """
+    whole = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+    init(whole, **options)
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        whole = distribute_tensor(whole.to(parameter.device), mesh, parameter.placements, src_data_rank=None)
+    parameter.copy_(whole)
+
+
+@torch.no_grad()
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state in every process, whole and on the CPU, one tensor after another."""
+    return {name: whole(tensor).detach().cpu() for name, tensor in module.state_dict().items()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor as it is without its shards. All processes must ask for it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _first_host(environment: Mapping[str, str]) -> str:

@@ -25,8 +25,8 @@ def update_center(
 ) -> Float[Tensor, "k"]:
     """The next center: momentum * center + (1 - momentum) * the mean of the rows of every process.
 
-    The default momentum is dinov2's (dino_clstoken_loss.py).
+    Without any row it stays where it is. The default momentum is dinov2's (dino_clstoken_loss.py).
     """
     total = all_reduce_sum(logits.sum(0, dtype=center.dtype))
     rows = all_reduce_sum(torch.tensor(len(logits), dtype=center.dtype, device=center.device))
-    return center.lerp(total / rows, 1 - momentum)
+    return torch.where(rows > 0, center.lerp(total / rows.clamp(min=1), 1 - momentum), center)

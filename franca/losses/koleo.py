@@ -34,3 +34,23 @@ def koleo_loss(features: Float[Tensor, "n d"], *, half: bool = False) -> Float[T
             nearest = (x @ x.T).fill_diagonal_(-2).argmax(1)
         distances = F.pairwise_distance(x, x[nearest], eps=EPS)
         return -(distances + EPS).log().mean().to(torch.promote_types(dtype, torch.float32))
+
+
+def koleo_loss_in_groups(
+    features: Float[Tensor, "n d"], *, images: int, others: Float[Tensor, "m d"] | None, first: int, half: bool = False
+) -> Float[Tensor, ""]:
+    """The mean of `koleo_loss` over groups of `images` consecutive samples of a batch, of which `features` is a part.
+
+    A part that holds whole groups needs no `others`. One that lies within a group needs the features of all m samples
+    of the batch, of which its own start at `first`: its value is that of its group, its gradient such that the mean
+    over the batch's parts has the gradient of the mean over its groups.
+    """
+    n = len(features)
+    if n % images == 0:
+        return torch.stack([koleo_loss(group, half=half) for group in features.split(images)]).mean()
+    assert others is not None
+    assert images % n == 0
+    begin = first // images * images
+    group = torch.cat([others[begin:first], features, others[first + n : begin + images]])
+    value = koleo_loss(group, half=half)
+    return value.detach() + images // n * (value - value.detach())

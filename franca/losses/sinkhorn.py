@@ -3,11 +3,20 @@
 Letters: n rows (samples or patch tokens), k prototypes.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from franca.distributed import all_reduce_max, all_reduce_sum
+
+Levels = Sequence[Tensor]
+"""One tensor per nesting level; one where nothing is nested."""
+
+Part = Callable[[], Levels]
+"""Some rows of every level, made when asked for: all rows at once may not fit into memory."""
 
 
 @torch.no_grad()
@@ -27,34 +36,76 @@ def sinkhorn(
             for i in range(n): q[i, :] /= q[i, :].sum() * n
         q *= n
 
-    where columns are summed over the rows of every process, and n counts them. The first division, k and n cancel and
-    are left out here. The first iteration works on logarithms: after it each row sums to one and each column to
-    1 / k or more, so no finite logits can overflow or vanish. `unscaled` exponentiates the logits as they come, and
-    overflows where upstream does.
+    where columns are summed over the rows of every process, and n counts them. `unscaled` exponentiates the logits as
+    they come, and overflows where upstream does.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_q = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        if unscaled:
-            # QUIRK sinkhorn_unscaled: no division before the first iteration, valeoai/Franca mrl_dino_loss.py@24f8c60
-            q = log_q.exp_()
-            q.div_(all_reduce_sum(q.sum(0)))
-            q.div_(q.sum(1, keepdim=True))
-        else:
-            q = log_q.sub_(_column_logsumexp(log_q)).softmax(1)
-        return _scale_in_turn(q, iterations=iterations - 1)
+        (targets,) = sinkhorn_parts(
+            [lambda: [logits]], temperature=temperature, iterations=iterations, unscaled=unscaled
+        )
+        return targets()[0]
 
 
-def _column_logsumexp(log_q: Float[Tensor, "n k"]) -> Float[Tensor, "k"]:
-    """The logarithm of each column's sum over the rows of every process."""
-    local = log_q.logsumexp(0)
+@torch.no_grad()
+def sinkhorn_parts(
+    parts: Sequence[Part], *, temperature: float | Float[Tensor, ""], iterations: int, unscaled: bool = False
+) -> list[Part]:
+    """The assignments of `sinkhorn` for each part of the rows, made when asked for; its columns run over all parts.
+
+    Only a scale for each column is kept, from which a part's logits give the rest; a single part is kept whole. The
+    first division, k and n cancel and are left out. The first iteration works on logarithms: after it each row sums to
+    one and each column to 1 / k or more, so no finite logits can overflow or vanish.
+    """
+    exponents = [functools.partial(_exponents, part, temperature) for part in parts]
+    offsets = _unscaled_offsets(exponents) if unscaled else _offsets(exponents)
+    rows = [functools.partial(_first_rows, part, offsets) for part in exponents]
+    if len(rows) == 1:
+        kept = rows[0]()
+        rows = [lambda: kept]
+    scales: Levels = [torch.ones_like(offset) for offset in offsets]
+    for _ in range(iterations - 1):
+        scales = [1 / column for column in _column_sums(rows, scales)]
+    return [functools.partial(_assignments, part, scales) for part in rows]
+
+
+@torch.no_grad()
+def _exponents(part: Part, temperature: float | Tensor) -> Levels:
+    return [level.to(torch.promote_types(level.dtype, torch.float32)) / temperature for level in part()]
+
+
+def _offsets(exponents: Sequence[Part]) -> Levels:
+    """Minus the logarithm of each column's sum over the rows of every part and process."""
+    levels = list(zip(*([level.logsumexp(0) for level in part()] for part in exponents), strict=True))
+    local = torch.cat([torch.stack(level).logsumexp(0) for level in levels])
     highest = all_reduce_max(local)
-    return highest + all_reduce_sum((local - highest).exp()).log()
+    columns = highest + all_reduce_sum((local - highest).exp()).log()
+    return (-columns).split([len(level[0]) for level in levels])
 
 
-def _scale_in_turn(q: Float[Tensor, "n k"], *, iterations: int) -> Float[Tensor, "n k"]:
-    """Scale columns, then rows, to sum to one, `iterations` times. Overwrites `q`, at the end."""
-    rows, columns = q.new_ones(q.shape[0]), q.new_ones(q.shape[1])
-    for _ in range(iterations):
-        columns = 1 / all_reduce_sum(rows @ q)
-        rows = 1 / (q @ columns)
-    return q.mul_(rows.unsqueeze(1)).mul_(columns)
+def _unscaled_offsets(exponents: Sequence[Part]) -> Levels:
+    """The same without a guard. NaN where a sum overflows, as upstream's infinity over infinity is."""
+    # QUIRK sinkhorn_unscaled: no division before the first iteration, valeoai/Franca mrl_dino_loss.py@24f8c60
+    levels = list(zip(*([level.exp().sum(0) for level in part()] for part in exponents), strict=True))
+    columns = all_reduce_sum(torch.cat([torch.stack(level).sum(0) for level in levels]))
+    return (-columns.log()).where(columns.isfinite(), torch.nan).split([len(level[0]) for level in levels])
+
+
+@torch.no_grad()
+def _first_rows(exponents: Part, offsets: Levels) -> Levels:
+    """The assignments after the first iteration."""
+    return [level.add_(offset).softmax(1) for level, offset in zip(exponents(), offsets, strict=True)]
+
+
+def _column_sums(rows: Sequence[Part], scales: Levels) -> Levels:
+    """Each column's sum over the rows of every part and process; a row sums to one under the columns' scales."""
+    totals = [torch.zeros_like(scale) for scale in scales]
+    for part in rows:
+        for total, level, scale in zip(totals, part(), scales, strict=True):
+            total += (1 / (level @ scale)) @ level
+    return all_reduce_sum(torch.cat(totals)).split([len(total) for total in totals])
+
+
+@torch.no_grad()
+def _assignments(rows: Part, scales: Levels) -> Levels:
+    """The rows under the last scales of their columns; each then sums to one."""
+    return [(level * scale).div_((level @ scale).unsqueeze(1)) for level, scale in zip(rows(), scales, strict=True)]

@@ -7,6 +7,7 @@ Letters: t tokens of all sequences, h heads, e dimensions of a head, d = h·e.
 """
 
 import functools
+import importlib.util
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
+
+from franca.config import Backend, ConfigError
 
 Groups = tuple[tuple[int, int], ...]
 """(number of sequences, tokens of each), in the order in which they are packed."""
@@ -66,7 +69,45 @@ def _lengths(groups: Groups) -> list[int]:
     return [length for sequences, length in groups for _ in range(sequences)]
 
 
+def choose_backend(asked: Backend, *, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend to use: the one asked for, or for `auto` the fastest that computes `dtype` on `device`.
+
+    Raises `ConfigError` on one that does not.
+    """
+    usable = [name for name, works in WORKS.items() if works(device, dtype)]
+    if asked == "auto":
+        return usable[0]
+    if asked not in usable:
+        raise ConfigError(
+            f"execution.attention: {asked} does not compute {dtype} on {device.type} here; {' or '.join(usable)} does"
+        )
+    return asked
+
+
+def _varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+
+
+def _xformers_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """xFormers may be installed and yet lack the kernels for this torch: only a call tells."""
+    if device.type != "cuda" or importlib.util.find_spec("xformers") is None:
+        return False
+    try:
+        xformers(torch.zeros(8, 3, 1, 32, device=device, dtype=dtype), groups=((2, 4),))
+    except (ImportError, NotImplementedError, RuntimeError, ValueError):
+        return False
+    return True
+
+
 BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers, "varlen": varlen}
+
+# Fastest first. Under DINOv2's crops one kernel for all sequences beats one per group.
+WORKS: dict[str, Callable[[torch.device, torch.dtype], bool]] = {
+    "varlen": _varlen_works,
+    "xformers": _xformers_works,
+    "sdpa": lambda device, dtype: True,
+}
 
 
 class Attention(nn.Module):

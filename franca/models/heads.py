@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from franca.config import ConfigError, Head, Quirks, prototypes_per_level
+from franca.distributed import fill
 
 
 class Prototypes(nn.Module):
@@ -30,7 +31,10 @@ class Prototypes(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """What both heads share: their first values, and the step from the bottleneck to the prototypes."""
+    """What both heads share: their first values, and the step from the bottlenecks to the prototypes.
+
+    A head is called whole, or in two steps: its bottlenecks are small enough to keep where its logits are not.
+    """
 
     last_layers: nn.ModuleList | tuple[Prototypes, ...]
 
@@ -38,24 +42,35 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.normalize = normalize
 
+    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n _"], ...]:
+        """The logits of each level, narrowest first."""
+        return self.classify(self.bottlenecks(x))
+
+    def bottlenecks(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n b"], ...]:
+        """The first step, of unit length unless the head is of the quirk `head_unnormalized`."""
+        raise NotImplementedError
+
+    def classify(self, bottlenecks: tuple[Float[Tensor, "n b"], ...]) -> tuple[Float[Tensor, "n _"], ...]:
+        """The second step."""
+        return tuple(last(level) for last, level in zip(self.last_layers, bottlenecks, strict=True))
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Give every parameter its first value: dinov2 dino_head.py; for prototypes, that of torch's linear layer."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.bias)
+                fill(module.weight, nn.init.trunc_normal_, std=0.02, generator=generator)
+                fill(module.bias, nn.init.zeros_)
             elif isinstance(module, Prototypes):
                 bound = module.weight_v.shape[1] ** -0.5
-                nn.init.uniform_(module.weight_v, -bound, bound, generator=generator)
-                nn.init.ones_(module.weight_g)
+                fill(module.weight_v, nn.init.uniform_, a=-bound, b=bound, generator=generator)
+                fill(module.weight_g, nn.init.ones_)
 
-    def logits(self, bottleneck: Float[Tensor, "n b"], prototypes: Prototypes) -> Float[Tensor, "n k"]:
-        if self.normalize:
-            # dinov2 dino_head.py: float16 cannot hold torch's default, 1e-12
-            eps = 1e-6 if bottleneck.dtype == torch.float16 else 1e-12
-            bottleneck = F.normalize(bottleneck, dim=-1, eps=eps)
-        return prototypes(bottleneck)
+    def _normalized(self, bottleneck: Float[Tensor, "n b"]) -> Float[Tensor, "n b"]:
+        if not self.normalize:
+            return bottleneck
+        # dinov2 dino_head.py: float16 cannot hold torch's default, 1e-12
+        return F.normalize(bottleneck, dim=-1, eps=1e-6 if bottleneck.dtype == torch.float16 else 1e-12)
 
 
 class DinoHead(ProjectionHead):
@@ -70,8 +85,8 @@ class DinoHead(ProjectionHead):
     def last_layers(self) -> tuple[Prototypes, ...]:
         return (self.last_layer,)
 
-    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n _"], ...]:
-        return (self.logits(self.mlp(x), self.last_layer),)
+    def bottlenecks(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n b"], ...]:
+        return (self._normalized(self.mlp(x)),)
 
 
 class MatryoshkaHead(ProjectionHead):
@@ -94,9 +109,9 @@ class MatryoshkaHead(ProjectionHead):
             [Prototypes(head.bottleneck, prototypes=count) for count in prototypes_per_level(head, nesting)]
         )
 
-    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n _"], ...]:
-        levels = zip(self.inputs, self.matryoshka_projections, self.mlps, self.last_layers, strict=True)
-        return tuple(self.logits(mlp(project(x[:, :seen])), last) for seen, project, mlp, last in levels)
+    def bottlenecks(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n b"], ...]:
+        levels = zip(self.inputs, self.matryoshka_projections, self.mlps, strict=True)
+        return tuple(self._normalized(mlp(project(x[:, :seen]))) for seen, project, mlp in levels)
 
 
 def make_head(head: Head, *, embed_dim: int, nesting: tuple[int, ...], quirks: Quirks) -> ProjectionHead:

@@ -6,15 +6,18 @@ array of tokens, attention stays within each crop.
 Letters: n images, g global crops, p patches of a crop, r registers, t tokens of all sequences, d embedding dimensions.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from franca.config import ConfigError, Model
-from franca.models.attention import BACKENDS, Groups
+from franca.distributed import fill
+from franca.models.attention import BACKENDS
 from franca.models.layers import (
     NORM_EPS,
     Block,
@@ -39,16 +42,17 @@ class VisionTransformer(nn.Module):
     """A ViT whose learned positions are those of a crop of `grid` × `grid` patches.
 
     `__init__` makes shapes (it may run on the meta device), `init_weights` makes values. Raises `ConfigError` on a
-    model that cannot be built.
+    model that cannot be built. With `recompute` the activations of a block are made again in the backward pass.
     """
 
-    def __init__(self, model: Model, *, grid: int, attention: str = "sdpa"):
+    def __init__(self, model: Model, *, grid: int, attention: str = "sdpa", recompute: bool = False):
         super().__init__()
         if model.embed_dim % model.heads:
             raise ConfigError(f"model.heads: {model.heads} does not divide model.embed_dim, {model.embed_dim}")
         if attention not in BACKENDS:
             raise ConfigError(f"attention: {attention!r} is not one of {', '.join(BACKENDS)}")
         self.model = model
+        self.recompute = recompute
         dim = model.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + grid * grid, dim))
@@ -61,24 +65,24 @@ class VisionTransformer(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Give every parameter its first value (dinov2 vision_transformer.py; the patch embedding has torch's own)."""
-        nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
-        nn.init.zeros_(self.mask_token)
+        fill(self.cls_token, nn.init.normal_, std=1e-6, generator=generator)
+        fill(self.pos_embed, nn.init.trunc_normal_, std=0.02, generator=generator)
+        fill(self.mask_token, nn.init.zeros_)
         if self.register_tokens is not None:
-            nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
+            fill(self.register_tokens, nn.init.normal_, std=1e-6, generator=generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.bias)
+                fill(module.weight, nn.init.trunc_normal_, std=0.02, generator=generator)
+                fill(module.bias, nn.init.zeros_)
             elif isinstance(module, nn.Conv2d):
-                bound = module.weight[0].numel() ** -0.5
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+                bound = module.weight.shape[1:].numel() ** -0.5
+                fill(module.weight, nn.init.uniform_, a=-bound, b=bound, generator=generator)
+                fill(module.bias, nn.init.uniform_, a=-bound, b=bound, generator=generator)
             elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+                fill(module.weight, nn.init.ones_)
+                fill(module.bias, nn.init.zeros_)
             elif isinstance(module, LayerScale):
-                nn.init.constant_(module.gamma, self.model.layerscale)
+                fill(module.gamma, nn.init.constant_, val=self.model.layerscale)
 
     def forward(self, images: Float[Tensor, "n 3 height width"]) -> Features:
         """Features of images of one size, none of them masked."""
@@ -90,18 +94,26 @@ class VisionTransformer(nn.Module):
         masks: Bool[Tensor, "g p"] | None,
         *,
         generator: torch.Generator | None = None,
+        first_only: bool = False,
     ) -> list[Features]:
         """Features of each array of crops. `masks` hides patches of the first one, the global crops.
 
         In training, stochastic depth draws from `generator` (on the crops' device), or from torch's own if it is
-        None: the same state, the same sequences.
+        None: the same state, the same sequences. `first_only` leaves out all but the first array, under these draws.
         """
+        kept = self._draw(crops, generator) if self.training and self.model.drop_path else [None] * len(self.blocks)
+        if first_only:
+            crops = crops[:1]
+            kept = [draw and (draw[0][:1], draw[1][:1]) for draw in kept]
         tokens = [self._embed(images, masks if i == 0 else None) for i, images in enumerate(crops)]
         groups = tuple((part.shape[0], part.shape[1]) for part in tokens)
         x = torch.cat([part.flatten(0, 1) for part in tokens])
-        for block in self.blocks:
-            kept = self._draw(groups, generator, x.device) if self.training and self.model.drop_path else None
-            x = block(x, groups=groups, kept=kept)
+        for block, draw in zip(self.blocks, kept, strict=True):
+            if self.recompute and torch.is_grad_enabled():
+                # Its draws are arguments: there is no random state to keep
+                x = checkpoint(block, x, groups=groups, kept=draw, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, groups=groups, kept=draw)
         parts = self.norm(x).split([n * length for n, length in groups])
         return [self._features(part.unflatten(0, group)) for part, group in zip(parts, groups, strict=True)]
 
@@ -153,13 +165,15 @@ class VisionTransformer(nn.Module):
             tokens.insert(1, self.register_tokens.expand(n, -1, -1))
         return torch.cat(tokens, dim=1)
 
-    def _draw(self, groups: Groups, generator: torch.Generator | None, device: torch.device) -> tuple[Subsets, Subsets]:
-        """The sequences that each of a block's two branches runs on; the rate is the same in every block."""
-        rate = self.model.drop_path
-        return (
-            draw_subsets(groups, rate=rate, generator=generator, device=device),
-            draw_subsets(groups, rate=rate, generator=generator, device=device),
+    def _draw(
+        self, crops: list[Float[Tensor, "_ 3 _ _"]], generator: torch.Generator | None
+    ) -> list[tuple[Subsets, Subsets]]:
+        """For each block, the sequences that its two branches run on; the rate is the same in every block."""
+        groups = tuple((len(images), 0) for images in crops)
+        draw = functools.partial(
+            draw_subsets, groups, rate=self.model.drop_path, generator=generator, device=crops[0].device
         )
+        return [(draw(), draw()) for _ in self.blocks]
 
     def _features(self, tokens: Float[Tensor, "n _ d"]) -> Features:
         first_patch = 1 + self.model.registers
