@@ -262,6 +262,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def make_cpu_group() -> dist.ProcessGroup | None:
+    """A group of all processes of its own, for collectives of a thread beside the step's. None in a run of one."""
+    return dist.new_group(backend="gloo", timeout=TIMEOUT) if world_size() > 1 else None
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its shard, or all of one that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _first_host(environment: Mapping[str, str]) -> str:
     """The first node of the SLURM step, where rank 0 runs; this machine outside SLURM."""
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
