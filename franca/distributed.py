@@ -9,14 +9,14 @@ import contextlib
 import os
 import random
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -109,6 +109,28 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def all_gather_rows(rows: Shaped[Tensor, "_ *n"]) -> Shaped[Tensor, "_ *n"]:
+    """The rows of every process one below the other, in the order of their ranks; each may have another number."""
+    if world_size() == 1:
+        return rows
+    counts: list[int] = [0] * world_size()
+    dist.all_gather_object(counts, len(rows))
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def all_gather_texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts of every process one after another, in the order of their ranks."""
+    if world_size() == 1:
+        return tuple(texts)
+    parts: list[tuple[str, ...]] = [()] * world_size()
+    dist.all_gather_object(parts, tuple(texts))
+    return tuple(text for part in parts for text in part)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def collectives() -> dict[str, Any]:
         "unchanged": tensor,
         "any": distributed.any_process(rank == 1),
         "none": distributed.any_process(False),
+        "rows": distributed.all_gather_rows(torch.full((1 + 2 * rank, 2), float(rank))),
+        "texts": distributed.all_gather_texts([f"{rank}.{i}" for i in range(2 - rank)]),
     }
 
 
@@ -64,6 +66,8 @@ def test_collectives_over_two_processes(tmp_path: Path) -> None:
         assert result["unchanged"].tolist() == [1.0 + rank, 10.0]
         assert result["any"] is True
         assert result["none"] is False
+        assert result["rows"].tolist() == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
+        assert result["texts"] == ("0.0", "0.1", "1.0")
 
 
 def test_collectives_are_the_identity_in_one_process() -> None:
@@ -75,6 +79,8 @@ def test_collectives_are_the_identity_in_one_process() -> None:
     assert distributed.all_reduce_mean(tensor) is tensor
     assert distributed.all_reduce_max(tensor) is tensor
     assert distributed.any_process(True) is True
+    assert distributed.all_gather_rows(tensor) is tensor
+    assert distributed.all_gather_texts(["a"]) == ("a",)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     module = nn.Linear(2, 2)
     assert distributed.shard(module) is module

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from recipes import make_recipe, make_train_config
 from safetensors.torch import load_file, save_file
+from test_distributed import run_processes
 from test_knn import naive_accuracies
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from franca.config import ConfigError, TrainConfig, dump_config
 from franca.data.datasets import DataError, load_dataset
 from franca.evaluate.__main__ import main
 from franca.evaluate.features import FEW, center_view, extract_features
-from franca.evaluate.protocol import encode_pixels, evaluate_knn, make_encoder
+from franca.evaluate.protocol import FewShot, encode_pixels, evaluate_knn, load_evaluation_sets, make_encoder
 from franca.evaluate.teacher import FILE, load_newest_teacher, save_teacher
 from franca.models.vit import VisionTransformer
 
@@ -143,6 +144,35 @@ def test_pixels_of_the_digits_are_classified_as_by_a_naive_vote() -> None:
     )
     assert found.accuracies == expected
     assert (found.train_images, found.test_images, found.unreadable) == (1437, 360, ())
+
+
+def shared_evaluation() -> tuple[dict[str, object], int]:
+    """The evaluation of the pixels, and how often this process encoded."""
+    calls = []
+
+    def encode(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return encode_pixels(images)
+
+    found = evaluate_knn(encode, config=CONFIG, device=CPU, few_shot=FewShot((1, 2), tries=2))
+    return dataclasses.asdict(found), len(calls)
+
+
+def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
+    """Each encodes a part of the images, all as often as the others, and the result is that of one process."""
+    expected, calls = shared_evaluation()
+    assert calls == 6 + 2  # batches of 256
+    assert run_processes(shared_evaluation, processes=2, folder=tmp_path) == [(expected, 3 + 1)] * 2
+    assert run_processes(shared_evaluation, processes=3, folder=tmp_path) == [(expected, 2 + 1)] * 3
+
+
+def test_datasets_are_opened_once(tmp_path: Path) -> None:
+    """The second evaluation of a run sees the files that the first one saw, and lists no folder again."""
+    config = make_imagenet(tmp_path)
+    first = load_evaluation_sets(config)
+    (tmp_path / "val" / "dark" / "0.png").unlink()
+    assert load_evaluation_sets(config)[1] is first[1]
+    assert evaluate_knn(encode_pixels, config=config, device=CPU).test_images == 5
 
 
 def test_encoder_gives_the_normalized_class_token() -> None:

@@ -10,9 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from test_distributed import run_processes
 from torch import Tensor
 
-from franca.evaluate.knn import knn_accuracy, nearest_neighbors, replace_file, write_knn_results
+from franca.distributed import rank, world_size
+from franca.evaluate.knn import (
+    draw_per_class,
+    few_shot_accuracies,
+    knn_accuracy,
+    nearest_neighbors,
+    replace_file,
+    write_knn_results,
+)
 from reproduce.logs import parse_knn
 
 PUBLISHED = (10, 20, 100, 200)
@@ -79,6 +88,68 @@ def test_neighbors_do_not_depend_on_the_chunks(seed: int, n: int, chunk: int, da
     torch.testing.assert_close(similarities, expected.values)
 
 
+def naive_draw(labels: list[int], *, count: int, seed: int) -> list[int]:
+    """`count` of each class by torch's global generator, as upstream seeds it for every draw."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        chosen = []
+        for label in sorted(set(labels)):
+            own = [i for i, other in enumerate(labels) if other == label]
+            chosen += [own[i] for i in torch.randperm(len(own)).tolist()[:count]]
+        return chosen
+
+
+def test_few_images_of_each_class_equal_the_naive_mean_over_draws() -> None:
+    """1, 2, 5 and 10 digits of each class: every k that they can give, averaged over three draws."""
+    x, y = digits()
+    train, test = slice(0, 1200), slice(1200, None)
+    found = few_shot_accuracies(
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        per_class=(1, 2, 5, 10),
+        tries=3,
+        k=(2, 10, 20),
+        temperature=0.07,
+        classes=10,
+    )
+    assert list(found) == [(1, 1), (2, 2), (5, 2), (5, 5), (10, 2), (10, 10)]
+    for (count, k), accuracy in found.items():
+        tries = []
+        for seed in range(3):
+            rows = naive_draw(y[train].tolist(), count=count, seed=seed)
+            tries.append(naive_accuracies(x[rows], y[rows], x[test], y[test], k=(k,), temperature=0.07)[k])
+        assert accuracy == pytest.approx(sum(tries) / 3)
+
+
+def test_a_class_with_fewer_images_gives_all_it_has() -> None:
+    """Two images of a class are drawn where five are asked for, and none twice."""
+    labels = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 2])
+    rows = draw_per_class(labels, count=5, seed=0).tolist()
+    assert sorted(labels[rows].tolist()) == [0, 0, 1, 1, 1, 1, 1, 2]
+    assert len(set(rows)) == len(rows)
+
+
+def shared_accuracies() -> dict[str, object]:
+    """k-NN of the digits by processes that hold uneven parts of them; the last ones have only a few."""
+    x, y = digits()
+    bounds = [*[0, 1300, 1305, 1400][: world_size()], 1400]
+    mine = slice(bounds[rank()], bounds[rank() + 1])
+    sets = (x[mine], y[mine], x[1400:], y[1400:])
+    options = {"k": PUBLISHED, "temperature": 0.07, "classes": 10}
+    return {
+        "full": knn_accuracy(*sets, **options),
+        "few": few_shot_accuracies(*sets, **options, per_class=(1, 3), tries=2),
+    }
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    """Neighbors are searched in parts of the train set, one smaller than k, and agreed on."""
+    expected = shared_accuracies()
+    assert run_processes(shared_accuracies, processes=2, folder=tmp_path) == [expected, expected]
+
+
 def test_accuracy_ignores_the_length_of_features() -> None:
     """Scaling every feature by a factor of its own changes nothing."""
     x, y = digits()
@@ -142,6 +213,14 @@ def test_results_file_has_the_keys_of_a_real_one(tmp_path: Path) -> None:
     write_knn_results(tmp_path / "mine.json", dict.fromkeys(PUBLISHED, 50.0))
     mine = {key for line in (tmp_path / "mine.json").read_text().splitlines() for key in json.loads(line)}
     assert mine == keys
+
+
+def test_results_of_few_images_have_lines_of_their_own(tmp_path: Path) -> None:
+    """They stand beside the full set's under upstream's names, and the harness takes none of them for it."""
+    path = tmp_path / "results_eval_knn.json"
+    write_knn_results(path, {10: 91.5}, few_shot={(1, 1): 40.25})
+    assert path.read_text().splitlines()[1] == """{"('1 per class', 1) Top 1": 40.25}"""
+    assert parse_knn(path) == ({10: 91.5}, ())
 
 
 def test_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ Images are resized (bicubic, antialiased) and cropped at the center as in dinov2
 """
 
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,13 @@ from franca.config import Data
 from franca.data.augment import normalize
 from franca.data.datasets import DataError, Dataset, UnreadableImageError
 from franca.data.prefetch import prefetch
+from franca.distributed import all_gather_texts, rank, world_size
 
+LOG = logging.getLogger(__name__)
+
+Encode = Callable[[Float[Tensor, "b 3 px px"]], Float[Tensor, "b d"]]
+
+BATCHES_PER_LINE = 200  # some 50,000 images between two lines of progress
 BATCH = 256  # images at a time, dinov2 eval/knn.py
 FEW = 4096  # images that are read before workers, which take seconds to start, would be of help
 
@@ -28,7 +35,7 @@ RESIZE = {"digits": 1.0, "imagenet1k": 256 / 224}
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features and classes of the images that could be read, and a line for each that could not."""
+    """Features and classes of this process's readable images, and a line for each that no process could read."""
 
     features: Float[Tensor, "n d"]
     labels: Int[Tensor, "n"]
@@ -36,32 +43,45 @@ class FeatureSet:
 
 
 def extract_features(
-    encode: Callable[[Float[Tensor, "b 3 px px"]], Float[Tensor, "b d"]],
-    dataset: Dataset,
-    *,
-    data: Data,
-    px: int,
-    workers: int,
-    device: torch.device,
+    encode: Encode, dataset: Dataset, *, data: Data, px: int, workers: int, device: torch.device
 ) -> FeatureSet:
     """Encode every image of a dataset in its order, on `device`. Raises `DataError` if none can be read.
 
+    Of several processes each encodes its own part: the parts one after another are the whole.
+    """
+    features, labels, unreadable = [], [], []
+    for encoded, classes, failures in encode_batches(encode, dataset, data=data, px=px, workers=workers, device=device):
+        features.append(encoded)
+        labels.append(classes)
+        unreadable += failures
+    lines = all_gather_texts(unreadable)
+    if len(lines) == len(dataset):
+        raise DataError(f"none of the {len(dataset)} images of {dataset.name} can be read, the last: {lines[-1]}")
+    return FeatureSet(torch.cat(features), torch.cat(labels), lines)
+
+
+def encode_batches(
+    encode: Encode, dataset: Dataset, *, data: Data, px: int, workers: int, device: torch.device
+) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, "b"], tuple[str, ...]]]:
+    """Features, classes and the unreadable of this process's part of a dataset, up to `BATCH` images at a time.
+
     `workers` processes read a large dataset. `encode` takes normalized images [b, 3, px, px]; put its model into
-    evaluation mode first.
+    evaluation mode first. Every process calls it equally often, as a model that lies in shards over them demands.
     """
     batches = [np.arange(first, min(first + BATCH, len(dataset))) for first in range(0, len(dataset), BATCH)]
+    each = -(-len(batches) // world_size())
+    mine = batches[rank() * each : (rank() + 1) * each]
+    mine += [np.arange(0)] * (each - len(mine))
     read = functools.partial(_read_batch, dataset, data, px)
     workers = workers if len(dataset) > FEW else 0
-    features, labels, unreadable = [], [], []
-    with torch.inference_mode():
-        for images, classes, failures in prefetch(read, batches, workers=workers, pin_memory=device.type == "cuda"):
-            if len(images):
-                features.append(encode(images.to(device, non_blocking=True)).float())
-            labels.append(classes.to(device))
-            unreadable += failures
-    if not features:
-        raise DataError(f"none of the {len(dataset)} images of {dataset.name} can be read, the last: {unreadable[-1]}")
-    return FeatureSet(torch.cat(features), torch.cat(labels), tuple(unreadable))
+    parts = prefetch(read, mine, workers=workers, pin_memory=device.type == "cuda")
+    for number, (images, classes, failures) in enumerate(parts, start=1):
+        inputs = images if len(images) else images.new_zeros(1, *images.shape[1:])
+        with torch.inference_mode():
+            encoded = encode(inputs.to(device, non_blocking=True)).float()[: len(images)]
+        if number % BATCHES_PER_LINE == 0:
+            LOG.info("%s: %d of %d images", dataset.name, number * BATCH, each * BATCH)
+        yield encoded, classes.to(device), failures
 
 
 def center_view(image: Image.Image, *, px: int, resize_px: int) -> NDArray[np.uint8]:

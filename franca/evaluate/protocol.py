@@ -1,6 +1,6 @@
 """The k-NN evaluation of a recipe: an encoder in, its accuracies on the evaluation dataset out."""
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,51 +9,76 @@ from torch import Tensor
 
 from franca.config import ConfigError, Precision, TrainConfig
 from franca.data.datasets import DataError, Dataset, load_dataset
-from franca.evaluate.features import FeatureSet, extract_features
-from franca.evaluate.knn import knn_accuracy
+from franca.distributed import all_gather_rows, all_reduce_sum
+from franca.evaluate.features import Encode, FeatureSet, extract_features
+from franca.evaluate.knn import few_shot_accuracies, knn_accuracy
 from franca.models.vit import VisionTransformer
-
-Encode = Callable[[Float[Tensor, "b 3 px px"]], Float[Tensor, "b d"]]
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class KnnEvaluation:
-    """Top-1 in percent for each k, on how many readable images, and a line for each that could not be read."""
+    """Top-1 in percent for each k, on how many readable images, and a line for each that could not be read.
+
+    few_shot: (train images per class, k) → the same of so few, the mean over several draws.
+    """
 
     accuracies: dict[int, float]
     train_images: int
     test_images: int
     unreadable: tuple[str, ...]
+    few_shot: dict[tuple[int, int], float]
 
 
-def evaluate_knn(encode: Encode, *, config: TrainConfig, device: torch.device) -> KnnEvaluation:
-    """Run the recipe's k-NN evaluation of an encoder on one device.
+@dataclass(frozen=True)
+class FewShot:
+    """k-NN with few train images: how many of each class, each number drawn `tries` times."""
+
+    per_class: tuple[int, ...] = ()
+    tries: int = 1
+
+
+def evaluate_knn(
+    encode: Encode, *, config: TrainConfig, device: torch.device, few_shot: FewShot | None = None
+) -> KnnEvaluation:
+    """Run the recipe's k-NN evaluation of an encoder; several processes share the work and get the same result.
 
     Images are those of the recipe's evaluation dataset: neighbors from its train split, questions from its test split.
     Raises `DataError` on missing data, `ConfigError` on more neighbors than images.
     """
-    data, evaluation = config.recipe.data, config.recipe.evaluation
-    root = config.execution.evaluation_root
-    train, test = (load_dataset(data.evaluation_dataset, root=root, split=split) for split in ("train", "test"))
-    if train.class_names != test.class_names:
-        raise DataError(f"{root}: the train and test folders of {train.name} hold different classes")
+    evaluation = config.recipe.evaluation
+    train, test = load_evaluation_sets(config)
     if max(evaluation.knn_k) > len(train):
         raise ConfigError(f"recipe.evaluation.knn_k: {max(evaluation.knn_k)}, but {train.name} has {len(train)} images")
-    memory, questions = (_extract(encode, dataset, config=config, device=device) for dataset in (train, test))
-    accuracies = knn_accuracy(
-        memory.features,
-        memory.labels,
-        questions.features,
-        questions.labels,
-        k=evaluation.knn_k,
-        temperature=evaluation.knn_temperature,
-        classes=len(train.class_names),
-    )
+    memory, questions = (extract(encode, dataset, config=config, device=device) for dataset in (train, test))
+    questions_x, questions_y = all_gather_rows(questions.features), all_gather_rows(questions.labels)
+    sets = (memory.features, memory.labels, questions_x, questions_y)
+    options = {"k": evaluation.knn_k, "temperature": evaluation.knn_temperature, "classes": len(train.class_names)}
+    few_shot = few_shot or FewShot()
     return KnnEvaluation(
-        accuracies, len(memory.labels), len(questions.labels), memory.unreadable + questions.unreadable
+        accuracies=knn_accuracy(*sets, **options),
+        train_images=int(all_reduce_sum(torch.tensor(len(memory.labels)))),
+        test_images=len(questions_y),
+        unreadable=memory.unreadable + questions.unreadable,
+        few_shot=few_shot_accuracies(*sets, **options, per_class=few_shot.per_class, tries=few_shot.tries),
     )
+
+
+def load_evaluation_sets(config: TrainConfig) -> tuple[Dataset, Dataset]:
+    """The train and test split of the recipe's evaluation dataset. Raises `DataError` where they do not go together.
+
+    A run asks for them at each of its evaluations, and listing a million files takes minutes: they are opened once.
+    """
+    return _open_sets(config.recipe.data.evaluation_dataset, config.execution.evaluation_root)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_sets(name: str, root: str) -> tuple[Dataset, Dataset]:
+    train, test = (load_dataset(name, root=root, split=split) for split in ("train", "test"))
+    if train.class_names != test.class_names:
+        raise DataError(f"{root}: the train and test folders of {train.name} hold different classes")
+    return train, test
 
 
 def make_encoder(model: VisionTransformer, *, config: TrainConfig, device: torch.device) -> Encode:
@@ -73,13 +98,13 @@ def encode_pixels(images: Float[Tensor, "b 3 px px"]) -> Float[Tensor, "b d"]:
     return images.flatten(1)
 
 
-def _extract(encode: Encode, dataset: Dataset, *, config: TrainConfig, device: torch.device) -> FeatureSet:
-    recipe = config.recipe
+def extract(encode: Encode, dataset: Dataset, *, config: TrainConfig, device: torch.device) -> FeatureSet:
+    """Features of a dataset's images at the size of the recipe's global crops."""
     return extract_features(
         encode,
         dataset,
-        data=recipe.data,
-        px=recipe.crops.global_px,
+        data=config.recipe.data,
+        px=config.recipe.crops.global_px,
         workers=config.execution.workers,
         device=device,
     )

@@ -208,14 +208,14 @@ def accumulate_gradients(
 def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done: int, device: torch.device) -> None:
     """Write the teacher's k-NN accuracy after `done` iterations and, once it has been trained, its backbone.
 
-    The first process works, the others wait.
+    All processes encode images and search among them, the first one writes.
     """
+    backbone = model.teacher["backbone"]
+    place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
+    if done and rank() == 0:
+        save_teacher(backbone, path=place / FILE, config=config)
+    result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
     if rank() == 0:
-        backbone = model.teacher["backbone"]
-        place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
-        if done:
-            save_teacher(backbone, path=place / FILE, config=config)
-        result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
         write_knn_results(place / "results_eval_knn.json", result.accuracies)
         shown = ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in result.accuracies.items())
         LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, shown)
