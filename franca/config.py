@@ -249,7 +249,8 @@ class Execution:
     `until_iteration` ends the process early, schedules unchanged; 0 means the recipe's end. `data_root` is a folder,
     or empty for a dataset that ships with a package. Several processes hold the model in shards (`fsdp`) or whole
     (`ddp`); `shard_processes` of them share one sharded copy, 0 is all. `start_weights` and `teacher_weights` are the
-    files of the recipe's `start` and `frozen_teacher`.
+    files of the recipe's `start` and `frozen_teacher`. Evaluated `apart`, training only writes its teachers, and
+    `franca evaluate RUN --follow` measures them beside it.
     """
 
     device: Literal["cpu", "cuda"]
@@ -271,6 +272,7 @@ class Execution:
     activation_checkpointing: bool = False
     start_weights: str = ""
     teacher_weights: str = ""
+    evaluate: Literal["inline", "apart"] = "inline"
 
 
 @dataclass(frozen=True)

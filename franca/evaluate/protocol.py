@@ -65,6 +65,11 @@ def evaluate_knn(
     )
 
 
+def describe_knn(result: KnnEvaluation) -> str:
+    """The accuracies in one line: `81.94 % (k = 10), 80.28 % (k = 20)`."""
+    return ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in result.accuracies.items())
+
+
 def load_evaluation_sets(config: TrainConfig) -> tuple[Dataset, Dataset]:
     """The train and test split of the recipe's evaluation dataset. Raises `DataError` where they do not go together.
 
