@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from franca.config import Model, Recipe, peak_lr, prototypes_per_level
+from franca.config import Recipe, peak_lr, prototypes_per_level
+from franca.flops import count_parameters, ffn_hidden
 from reproduce.spec import Claim, ClaimedValue, Spec, Value
 
 State = Literal["agree", "conflict", "single", "open"]
@@ -17,30 +18,12 @@ WORST_FIRST: tuple[State, ...] = ("conflict", "open", "agree", "single")
 PRINTED = 0.02  # a rate printed with two digits, e.g. 3.5e-4 for 3.464e-4
 
 
-def ffn_hidden(model: Model) -> int:
-    """Hidden width of the feed-forward layer; SwiGLU's rule is facebookresearch/dinov2 layers/swiglu_ffn.py@b8931f7."""
-    hidden = int(model.embed_dim * model.ffn_ratio)
-    return hidden if model.ffn == "mlp" else (int(hidden * 2 / 3) + 7) // 8 * 8
-
-
-def backbone_parameters(recipe: Recipe) -> int:
-    """Parameters of the vision transformer without heads, mask token and position embedding included."""
-    model, width = recipe.model, recipe.model.embed_dim
-    hidden = ffn_hidden(model)
-    attention = 4 * width * (width + 1)
-    first = width * hidden + hidden  # SwiGLU has two of these, a gate and a value
-    ffn = first * (2 if model.ffn == "swiglu" else 1) + hidden * width + width
-    block = attention + ffn + 6 * width  # two norms, two LayerScales
-    patches = (recipe.crops.global_px // model.patch_px) ** 2
-    tokens = (1 + patches) + 1 + 1 + model.registers  # position embedding, class token, mask token
-    return 3 * model.patch_px**2 * width + width + tokens * width + model.depth * block + 2 * width
-
-
 # Facts that the recipe does not hold under one key, but determines.
 DERIVED: dict[str, Callable[[Recipe], Value]] = {
     "peak_lr": peak_lr,
     "ffn_hidden": lambda recipe: ffn_hidden(recipe.model),
-    "backbone_parameters": backbone_parameters,
+    "backbone_parameters": lambda recipe: count_parameters(recipe).backbone,
+    "trainable_parameters": lambda recipe: count_parameters(recipe).trainable,
     "prototypes_per_level": lambda recipe: list(prototypes_per_level(recipe.heads.dino, recipe.heads.nesting)),
 }
 

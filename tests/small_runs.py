@@ -21,6 +21,11 @@ LOCAL = Site(
     workers=0,
     threads=1,
     data_roots={},
+    parallel="fsdp",
+    attention="auto",
+    compile=False,
+    activation_checkpointing=False,
+    weights={},
     slurm=None,
     paths=(),
 )
