@@ -15,7 +15,7 @@ from test_distributed import run_processes
 from torch import Tensor
 
 from franca.config import ConfigError, TrainConfig
-from franca.train.checkpoint import list_checkpoints, load_newest_checkpoint, save_checkpoint
+from franca.train.checkpoint import list_checkpoints, load_newest_checkpoint, make_checkpoints
 from franca.train.optim import make_optimizer
 from franca.train.self_distillation import SelfDistillation
 
@@ -45,7 +45,8 @@ class Run:
         return [*self.model.state_dict().values(), *moments]
 
     def save(self, folder: Path, *, done: int, config: TrainConfig = CONFIG) -> None:
-        save_checkpoint(folder, done=done, config=config, model=self.model, optimizer=self.optimizer, progress=PROGRESS)
+        with make_checkpoints(folder, config=config) as checkpoints:
+            checkpoints.save(done, model=self.model, optimizer=self.optimizer, progress=PROGRESS)
 
     def load(self, folder: Path, *, config: TrainConfig = CONFIG) -> dict[str, Any] | None:
         return load_newest_checkpoint(folder, config=config, model=self.model, optimizer=self.optimizer)

@@ -1,11 +1,13 @@
 """Checkpoints of a run: a model, its optimizer and the log's open block in; folders that appear whole out, and back.
 
-`checkpoints/000600` holds the state after 600 iterations: tensors alone, as the safetensors files of
-`torch.distributed.checkpoint` (nothing is unpickled, any number of processes may load them), and `checkpoint.json`.
+`checkpoints/000600` holds the state after 600 iterations: tensors alone, in the safetensors files that
+`torch.distributed.checkpoint` reads (nothing is unpickled, any number of processes may load them, however each of
+them shards its tensors), and `checkpoint.json`. Training goes on while one is written.
 Random streams need no state: every draw is a function of the seed and the iteration.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -13,57 +15,204 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageWriter
 from torch.optim import Optimizer
 
 from franca.config import ConfigError, TrainConfig
-from franca.distributed import all_reduce_sum, barrier, rank, world_size
+from franca.distributed import all_reduce_sum, local_part, make_cpu_group, rank, world_size
 from franca.train.metrics import LOG
+from franca.train.tensor_file import Kind, write_tensor_file
 
 NAME = re.compile(r"\d{6,}")
 MANIFEST = "checkpoint.json"
+OFFSETS = "DCP_SHARDING_INFO"  # where `HuggingFaceStorageReader` looks for a shard's place in its tensor
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is incomplete or not what was written; the message names the file."""
+    """A checkpoint that is incomplete, not what was written, or could not be written; the message names the file."""
 
 
-def save_checkpoint(
-    folder: Path, *, done: int, config: TrainConfig, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]
-) -> None:
-    """Write the state after `done` iterations to `folder/checkpoints`, and drop all but the newest ones.
+@contextlib.contextmanager
+def make_checkpoints(folder: Path, *, config: TrainConfig) -> Iterator["Checkpoints"]:
+    """The checkpoints of a run that is at work in `folder`. Leaving the block waits for the last one.
 
-    `progress` is what else the loop carries, as JSON holds it.
-
-    It is written under another name, flushed to disk and renamed: a kill leaves a whole checkpoint or none.
+    An exception that leaves the block is never replaced by one of the checkpoint under way, which the log has.
     """
-    final = folder / "checkpoints" / f"{done:06d}"
-    temporary = final.with_name(f".{final.name}.incomplete")
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    with _quiet_alone():
-        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        dcp.save(_list_tensors(model, optimizer), storage_writer=writer, no_dist=world_size() == 1)
-    if rank() == 0:
-        _write_manifest(temporary, done=done, config=config, progress=progress)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _flush(final.parent)
-        for old in (
-            *list_checkpoints(folder)[config.execution.checkpoints_kept :],
-            *final.parent.glob(".*.incomplete"),
-        ):
-            shutil.rmtree(old)
-        LOG.info("Saved checkpoint to %s", final)
-    barrier()
+    with _quiet_alone(), ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as executor:
+        checkpoints = Checkpoints(folder, config=config, executor=executor)
+        try:
+            yield checkpoints
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                checkpoints.wait()
+            raise
+        checkpoints.wait()
+
+
+class Checkpoints:
+    """Writes checkpoints beside the training, one at a time, and keeps the newest ones.
+
+    `copies` is this process's part of the state in the CPU's memory, kept from one save to the next: taking it anew
+    costs more than filling it.
+    """
+
+    def __init__(self, folder: Path, *, config: TrainConfig, executor: Executor) -> None:
+        self.folder = folder
+        self.config = config
+        self.executor = executor
+        self.group = make_cpu_group()
+        self.copies: dict[str, Tensor] = {}
+        self.under_way: Future[None] | None = None
+
+    def save(self, done: int, *, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+        """Copy the state after `done` iterations, and have it written to `folder/checkpoints` while training goes on.
+
+        `progress` is what else the loop carries, as JSON holds it. All processes call this together. It waits for the
+        save before it and, on a CPU, for the copy; on another device the copy is queued behind the step.
+
+        It is written under another name, flushed to disk and renamed: a kill leaves a whole checkpoint or none.
+        Raises `CheckpointError` where the save before it failed.
+        """
+        self.wait()
+        tensors = _list_tensors(model, optimizer)
+        copied = self._copy(tensors)
+        manifest = {
+            "iteration": done,
+            "fingerprint": self.config.fingerprint,
+            "seed": self.config.seed,
+            **copy.deepcopy(progress),
+        }
+        self.under_way = self.executor.submit(self._write, tensors, manifest=manifest, copied=copied)
+
+    def wait(self) -> None:
+        """Return when the last save is on disk. Raises `CheckpointError` where it could not be written."""
+        under_way, self.under_way = self.under_way, None
+        if under_way:
+            under_way.result()
+
+    def _copy(self, tensors: dict[str, Tensor]) -> torch.Event | None:
+        """Fill `copies`; the event, on a device that runs on its own, is when they are filled."""
+        device = None
+        for name, tensor in tensors.items():
+            part = local_part(tensor.detach())
+            away = part.device.type != "cpu"
+            if name not in self.copies:
+                self.copies[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=away)
+            self.copies[name].copy_(part, non_blocking=True)
+            device = part.device if away else device
+        if device is None:
+            return None
+        copied = torch.Event(device)
+        copied.record()
+        return copied
+
+    def _write(self, tensors: dict[str, Tensor], *, manifest: dict[str, Any], copied: torch.Event | None) -> None:
+        """Write `copies`, in a thread of its own. Of `tensors` themselves it reads where their shards lie, no value."""
+        if copied:
+            copied.synchronize()
+        writer = _Writer(
+            self.folder, copies=self.copies, manifest=manifest, kept=self.config.execution.checkpoints_kept
+        )
+        try:
+            dcp.save(tensors, storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+        except CheckpointException as failure:
+            error = _explain(failure, f"{writer.final} could not be written")
+            LOG.error("%s", error)
+            if rank() == 0:
+                shutil.rmtree(writer.temporary, ignore_errors=True)
+            raise error from failure
+
+
+class _Writer(StorageWriter):
+    """One checkpoint as `torch.distributed.checkpoint` has it written: planned together, a file from every process.
+
+    The first process makes the folder before the others write, and gives it its name when they have.
+    """
+
+    def __init__(self, folder: Path, *, copies: dict[str, Tensor], manifest: dict[str, Any], kept: int) -> None:
+        self.folder = folder
+        self.copies = copies
+        self.manifest = manifest
+        self.kept = kept
+        self.final = folder / "checkpoints" / f"{manifest['iteration']:06d}"
+        self.temporary = self.final.with_name(f".{self.final.name}.incomplete")
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """A writer writes one checkpoint, so nothing is left of another."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return False
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        if is_coordinator:
+            for killed in self.final.parent.glob(".*.incomplete"):
+                shutil.rmtree(killed)
+            self.temporary.mkdir(parents=True)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        names = (f"shard-{number:05d}-of-{len(plans):05d}.safetensors" for number in range(1, len(plans) + 1))
+        return [
+            SavePlan(plan.items, storage_data=name, planner_data=plan.planner_data)
+            for plan, name in zip(plans, names, strict=True)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[tuple[str, str]]]:
+        """This process's file; its name and digest are the result."""
+        chunks = {item.index.fqn: item.tensor_data for item in plan.items}
+        assert len(chunks) == len(plan.items), "a process holds one part of a tensor"
+        kinds = {name: Kind(data.properties.dtype, tuple(data.chunk.sizes)) for name, data in chunks.items()}
+        offsets = {name: {"saved_offsets": list(data.chunk.offsets)} for name, data in chunks.items()}
+        written: torch.futures.Future[list[tuple[str, str]]] = torch.futures.Future()
+        if not chunks:
+            written.set_result([])
+            return written
+        digest = write_tensor_file(
+            self.temporary / plan.storage_data,
+            kinds,
+            read=self.copies.__getitem__,
+            metadata={"format": "pt", OFFSETS: json.dumps(offsets)},
+        )
+        written.set_result([(plan.storage_data, digest)])
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[tuple[str, str]]]) -> None:
+        """Say what the files are, then give them their place and drop what is too old."""
+        files = dict(sorted(file for of_process in results for file in of_process))
+        path = self.temporary / MANIFEST
+        path.write_text(json.dumps({**self.manifest, "files": files}, indent=1))
+        for flushed in (path, self.temporary):
+            _flush(flushed)
+        if self.final.exists():
+            _drop(self.final)  # damaged, and passed over when this run was taken up
+        self.temporary.rename(self.final)
+        _flush(self.final.parent)
+        LOG.info("Saved checkpoint to %s", self.final)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Keep the newest ones up to this; later ones were damaged, or this run would have begun from them."""
+        found = list_checkpoints(self.folder)
+        kept = found[found.index(self.final) :][: self.kept]
+        for path in found:
+            try:
+                if path not in kept:
+                    _drop(path)
+            except OSError as error:
+                LOG.warning("an old checkpoint could not be removed: %s", error)
 
 
 def load_newest_checkpoint(
@@ -71,18 +220,28 @@ def load_newest_checkpoint(
 ) -> dict[str, Any] | None:
     """Fill model and optimizer from the newest good checkpoint. Returns its iteration and progress; None without one.
 
-    A damaged one is named in a warning and passed over. Raises `ConfigError` where one belongs to another recipe.
+    A damaged one is named in a warning and passed over. Raises `ConfigError` where one belongs to another recipe, and
+    `CheckpointError` where it lacks a tensor of this model.
     """
-    found = _choose(folder, config=config) if rank() == 0 else 0
-    done = int(all_reduce_sum(torch.tensor(found)))
+    done = int(all_reduce_sum(torch.tensor(_choose(folder) if rank() == 0 else 0)))
     if done < 0:
         return None
     path = folder / "checkpoints" / f"{done:06d}"
+    manifest = json.loads((path / MANIFEST).read_text())
+    written = manifest["fingerprint"], manifest["seed"]
+    if written != (config.fingerprint, config.seed):
+        raise ConfigError(
+            f"{path} is of recipe {written[0]} with seed {written[1]}, this run is of {config.fingerprint} with "
+            f"seed {config.seed}; use another run folder"
+        )
     with _quiet_alone():
         reader = HuggingFaceStorageReader(str(path))
-        dcp.load(_list_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+        try:
+            dcp.load(_list_tensors(model, optimizer), storage_reader=reader, no_dist=world_size() == 1)
+        except CheckpointException as failure:
+            raise _explain(failure, f"{path} does not fit this model") from failure
     LOG.info("Resuming from checkpoint %s", path)
-    return json.loads((path / MANIFEST).read_text())
+    return manifest
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -94,14 +253,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself. Raises `CheckpointError` where a file is missing or not as it was written."""
+    """What a checkpoint says of itself. Raises `CheckpointError` where a file is missing, foreign or altered."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, digest in manifest["files"].items():
             if _digest(path / name) != digest:
                 raise CheckpointError(f"{path / name} is not as it was written")
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        for file in path.glob("*.safetensors"):
+            if file.name not in manifest["files"]:
+                raise CheckpointError(f"{file} is not one of its files")
+        if int(path.name) != manifest["iteration"]:
+            raise CheckpointError(f"{path} was renamed: it holds the state after {manifest['iteration']} iterations")
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
     return manifest
 
 
@@ -114,7 +280,10 @@ def _quiet_alone() -> Iterator[None]:
 
 
 def _list_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All that a step changes, by name: parameters, centers, and the optimizer's moments and step counts."""
+    """All that a step changes, by name: parameters, centers, and the optimizer's moments and step counts.
+
+    The state is asked for first: that makes FSDP let go of gathered parameters, which have no moments.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
@@ -122,37 +291,29 @@ def _list_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def _choose(folder: Path, *, config: TrainConfig) -> int:
+def _choose(folder: Path) -> int:
     """The iterations of the newest good checkpoint, -1 where there is none."""
     for path in list_checkpoints(folder):
         try:
-            manifest = read_manifest(path)
+            return int(read_manifest(path)["iteration"])
         except CheckpointError as error:
             LOG.warning("passing over a damaged checkpoint: %s", error)
-            continue
-        written = manifest["fingerprint"], manifest["seed"]
-        if written != (config.fingerprint, config.seed):
-            raise ConfigError(
-                f"{path} is of recipe {written[0]} with seed {written[1]}, this run is of {config.fingerprint} with "
-                f"seed {config.seed}; use another run folder"
-            )
-        return manifest["iteration"]
     return -1
 
 
-def _write_manifest(path: Path, *, done: int, config: TrainConfig, progress: dict[str, Any]) -> None:
-    """Flush every file to disk, then say what they are."""
-    files = sorted(path.iterdir())
-    manifest = {
-        "iteration": done,
-        "fingerprint": config.fingerprint,
-        "seed": config.seed,
-        **progress,
-        "files": {file.name: _digest(file) for file in files},
-    }
-    (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in (*files, path / MANIFEST, path):
-        _flush(file)
+def _explain(failure: CheckpointException, what: str) -> CheckpointError:
+    """What went wrong in which process, without the tracebacks that torch adds, and the mend where it is the disk's."""
+    causes = {number: error for number, (error, _) in failure.failures.items()}
+    said = "; ".join(f"process {number}: {type(error).__name__}: {error}" for number, error in causes.items())
+    mend = ""
+    if any(isinstance(error, OSError) for error in causes.values()):
+        mend = "; make room or mend the folder's permissions and start again, earlier checkpoints are as they were"
+    return CheckpointError(f"{what}: {said}{mend}")
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint so that a kill on the way leaves none that looks complete."""
+    shutil.rmtree(path.rename(path.with_name(f".{path.name}.dropped.incomplete")))
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,7 @@ from franca.evaluate.knn import write_knn_results
 from franca.evaluate.protocol import evaluate_knn, make_encoder
 from franca.evaluate.teacher import FILE, save_teacher
 from franca.schedules import make_schedules
-from franca.train.checkpoint import load_newest_checkpoint, save_checkpoint
+from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
 from franca.train.metrics import LOG, LOSSES, Metrics, open_log
 from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
 from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
@@ -67,6 +67,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             metrics.block = checkpoint["block"]
             # Empty where the run began on a CPU, which scales nothing
             scaler.load_state_dict(checkpoint["scaler"] or scaler.state_dict())
+        checkpoints = stack.enter_context(make_checkpoints(folder, config=config))
         batches = make_loader(config, dataset, start_iteration=done, rank=rank(), world_size=world_size())
         stack.callback(batches.close)
         if done == 0:
@@ -125,9 +126,10 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             if is_multiple(done, execution.checkpoint_period_iterations) or done == end or stopping:
                 metrics.check()
                 progress = {"block": metrics.block, "scaler": scaler.state_dict()}
-                save_checkpoint(folder, done=done, config=config, model=model, optimizer=optimizer, progress=progress)
+                checkpoints.save(done, model=model, optimizer=optimizer, progress=progress)
 
         # How it ended
+        checkpoints.wait()
         outcome: Outcome = "finished" if done == recipe.iterations else "interrupted" if stopping else "paused"
         write_state(folder, state=outcome, iteration=done, of=recipe.iterations, images_per_second=speed)
         total_s = time.perf_counter() - began
