@@ -165,9 +165,9 @@ def all_gather(tensor: Float[Tensor, "*n"]) -> Float[Tensor, "w *n"]:
     """Every process's `tensor`, in the order of their ranks. No gradient flows through it."""
     if world_size() == 1:
         return tensor.detach().unsqueeze(0)
-    parts = tensor.new_empty(world_size(), *tensor.shape)
-    dist.all_gather_into_tensor(parts, tensor.detach().contiguous())
-    return parts
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.detach().contiguous())
+    return torch.stack(parts)
 
 
 def any_process(flag: bool) -> bool:
@@ -240,7 +240,7 @@ def shard(
 
 def replicate(module: nn.Module, *, reduce: torch.dtype) -> DistributedDataParallel:
     """A module that every process holds whole, as a wrapper that averages its gradients in `reduce` (DDP)."""
-    wrapper = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapper = DistributedDataParallel(module, gradient_as_bucket_view=True)
     if reduce in DDP_HOOKS:
         wrapper.register_comm_hook(None, DDP_HOOKS[reduce])
     return wrapper
@@ -273,6 +273,12 @@ def fill(parameter: Tensor, init: Callable[..., object], **options: Any) -> None
     parameter.copy_(whole)
 
 
+def fill_all(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give every tensor of a module's state, held whole or in shards, its whole value by name."""
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        fill(tensor, _copy, values=values[name])
+
+
 @torch.no_grad()
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """A module's state in every process, whole and on the CPU, one tensor after another."""
@@ -292,6 +298,10 @@ def make_cpu_group() -> dist.ProcessGroup | None:
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: its shard, or all of one that is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copy(tensor: Tensor, *, values: Tensor) -> None:
+    tensor.copy_(values)
 
 
 def _first_host(environment: Mapping[str, str]) -> str:

@@ -82,33 +82,71 @@ def test_collectives_are_the_identity_in_one_process() -> None:
     assert distributed.all_gather_rows(tensor) is tensor
     assert distributed.all_gather_texts(["a"]) == ("a",)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    module = nn.Linear(2, 2)
-    assert distributed.shard(module) is module
+    assert distributed.all_gather(tensor).tolist() == [[1.0, 1.0]]
+    assert distributed.all_processes(torch.tensor(True)).item() is True
+    assert distributed.Vote().cast(True) is True
 
 
-def half_a_batch() -> dict[str, torch.Tensor]:
-    """The averaged gradients of a model made differently in each process, on this process's half of eight rows."""
-    torch.manual_seed(distributed.rank())
-    model = distributed.shard(nn.Linear(3, 2))
-    rows = torch.arange(24.0).view(8, 3).chunk(distributed.world_size())[distributed.rank()]
-    model(rows).square().mean().backward()
-    distributed.average_gradients(model.parameters())
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_vote_is_known_to_all_one_call_later(world: int, tmp_path: Path) -> None:
+    """One process raises its flag at the third call: every process hears of it at the fourth."""
+    answers = run_processes(vote, processes=world, folder=tmp_path)
+    assert answers == [[False, False, False, True, False, False]] * world
+
+
+def vote() -> list[bool]:
+    ballot = distributed.Vote()
+    return [*(ballot.cast(distributed.rank() == 1 and call == 2) for call in range(5)), ballot.take()]
+
+
+def spread_linear() -> dict[str, Any]:
+    """A layer of three rows in uneven shards: filled, read back, and stepped on this process's rows of a batch."""
+    mesh = distributed.make_mesh(torch.device("cpu"), shard_processes=0)
+    with torch.device("meta"):
+        layer = nn.Linear(4, 3)
+    distributed.shard(layer, mesh=mesh)
+    layer.to_empty(device="cpu")
+    distributed.fill_all(layer, {"weight": WEIGHT, "bias": BIAS})
+    rows = ROWS.chunk(distributed.world_size())[distributed.rank()]
+    for part in range(2):
+        with distributed.gradient_averaging(layer, enabled=part == 1):
+            layer(rows).square().mean().backward()
     return {
-        "weight": model.weight.detach(),
-        "weight_gradient": model.weight.grad,
-        "bias_gradient": model.bias.grad,
+        "state": distributed.whole_state(layer),
+        "held": distributed.local_part(layer.weight).numel(),
+        "gradient": distributed.whole(layer.weight.grad),
     }
 
 
-def test_two_halves_of_a_batch_equal_the_batch(tmp_path: Path) -> None:
-    """Data parallel: rank 0's weights everywhere, and the gradient of the whole batch."""
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    model(torch.arange(24.0).view(8, 3)).square().mean().backward()
-    for result in run_processes(half_a_batch, processes=2, folder=tmp_path):
-        torch.testing.assert_close(result["weight"], model.weight.detach(), rtol=0, atol=0)
-        torch.testing.assert_close(result["weight_gradient"], model.weight.grad)
-        torch.testing.assert_close(result["bias_gradient"], model.bias.grad)
+WEIGHT, BIAS = torch.arange(12.0).view(3, 4) / 10, torch.ones(3)
+ROWS = torch.linspace(-1, 1, 32).view(8, 4)
+
+
+def test_shards_hold_a_module_together(tmp_path: Path) -> None:
+    """No process holds the whole weight, all see the same whole, and gradients of two passes are those of the batch."""
+    whole = nn.Linear(4, 3)
+    distributed.fill_all(whole, {"weight": WEIGHT, "bias": BIAS})
+    (2 * whole(ROWS).square().mean()).backward()
+    results = run_processes(spread_linear, processes=2, folder=tmp_path)
+    assert sorted(result["held"] for result in results) == [4, 8]
+    for result in results:
+        assert torch.equal(result["state"]["weight"], WEIGHT)
+        assert torch.equal(result["state"]["bias"], BIAS)
+        torch.testing.assert_close(result["gradient"], whole.weight.grad)
+
+
+def uneven_rows() -> str:
+    try:
+        distributed.make_mesh(torch.device("cpu"), shard_processes=3)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_shards_that_do_not_come_out_even_are_refused(tmp_path: Path) -> None:
+    """Two processes cannot make groups of three."""
+    for message in run_processes(uneven_rows, processes=2, folder=tmp_path):
+        assert "execution.shard_processes: 3 does not divide execution.processes, 2" in message
 
 
 def test_place_is_read_from_each_launcher() -> None:

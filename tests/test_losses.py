@@ -13,7 +13,7 @@ from torch import Tensor
 
 from franca import distributed
 from franca.config import Head, Quirks
-from franca.losses.center import softmax_center, update_center
+from franca.losses.center import softmax_center, update_centers
 from franca.losses.dino import dino_loss
 from franca.losses.ibot import ibot_loss
 from franca.losses.koleo import koleo_loss
@@ -136,7 +136,7 @@ def shared_targets() -> dict[str, Any]:
         "assigned": sinkhorn(own, temperature=0.05, iterations=3),
         "unscaled": sinkhorn(own, temperature=0.3, iterations=3, unscaled=True),
         "alone": sinkhorn(own if distributed.rank() == 0 else own[:0], temperature=0.05, iterations=3),
-        "center": update_center(torch.ones(4, dtype=torch.float64), own),
+        "center": update_centers([torch.ones(4, dtype=torch.float64)], [lambda: [own]])[0],
     }
 
 
@@ -152,7 +152,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.cat([first[name], second[name]]), whole)
     torch.testing.assert_close(first["alone"], sinkhorn(logits[:4], temperature=0.05, iterations=3))
     assert second["alone"].shape == (0, 4)
-    center = update_center(torch.ones(4, dtype=torch.float64), logits)
+    center = update_centers([torch.ones(4, dtype=torch.float64)], [lambda: [logits]])[0]
     torch.testing.assert_close(first["center"], center)
     torch.testing.assert_close(second["center"], center)
 
@@ -309,4 +309,4 @@ def test_centering_equals_the_naive_loop(shape: tuple[int, int], seed: int) -> N
         weights = torch.stack([((logits[i, j] - center[j]) / 0.07).exp() for j in range(k)])
         torch.testing.assert_close(targets[i], weights / weights.sum())
     expected = [0.9 * center[j] + 0.1 * sum(logits[i, j] for i in range(n)) / n for j in range(k)]
-    torch.testing.assert_close(update_center(center, logits), torch.stack(expected))
+    torch.testing.assert_close(update_centers([center], [lambda: [logits]])[0], torch.stack(expected))

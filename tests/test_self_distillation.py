@@ -206,8 +206,8 @@ def test_padding_rows_enter_sinkhorn_as_a_quirk() -> None:
         patches = quirk.teacher["backbone"](views.global_crops).patches.flatten(0, 1)[views.masked]
         padded = torch.cat((patches, patches.new_zeros(views.padding, 16)))
         expected = [naive_sinkhorn(level)[: len(patches)] for level in quirk.teacher["ibot_head"](padded)]
-    found = quirk.make_targets([views], temperature=TEMPERATURE)[0].ibot
-    without = plain.make_targets([views], temperature=TEMPERATURE)[0].ibot
+    found = quirk.make_targets([views], temperature=TEMPERATURE)[0].ibot()
+    without = plain.make_targets([views], temperature=TEMPERATURE)[0].ibot()
     for level, reference, other in zip(found, expected, without, strict=True):
         torch.testing.assert_close(level, reference)
         assert (level - other).abs().max() > 1e-6
@@ -218,12 +218,12 @@ def test_softmax_centering_moves_its_centers() -> None:
     model = make_model(losses={"centering": "softmax"})
     views = to_double(make_views(make_batch(model)[0], device=CPU))
     logits = model.teacher["dino_head"](model.teacher["backbone"](views.global_crops).cls)[1]
-    first = model.make_targets([views], temperature=TEMPERATURE)[0].dino[1]
+    first = model.make_targets([views], temperature=TEMPERATURE)[0].dino()[1]
     swapped = torch.cat(tuple(reversed(logits.chunk(2))))
     torch.testing.assert_close(first, (swapped / TEMPERATURE).softmax(1))
     center = model.get_buffer("dino_center_1")
     torch.testing.assert_close(center, 0.1 * logits.mean(0))
-    second = model.make_targets([views], temperature=TEMPERATURE)[0].dino[1]
+    second = model.make_targets([views], temperature=TEMPERATURE)[0].dino()[1]
     torch.testing.assert_close(second, ((swapped - 0.1 * logits.mean(0)) / TEMPERATURE).softmax(1))
 
 

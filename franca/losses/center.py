@@ -3,11 +3,14 @@
 Letters: n rows (samples or patch tokens), k prototypes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from franca.distributed import all_reduce_sum
+from franca.losses.sinkhorn import Levels, Part
 
 
 @torch.no_grad()
@@ -20,13 +23,28 @@ def softmax_center(
 
 
 @torch.no_grad()
-def update_center(
-    center: Float[Tensor, "k"], logits: Float[Tensor, "n k"], *, momentum: float = 0.9
-) -> Float[Tensor, "k"]:
-    """The next center: momentum * center + (1 - momentum) * the mean of the rows of every process.
+def softmax_centers(part: Part, centers: Levels, *, temperature: float | Float[Tensor, ""]) -> Levels:
+    """`softmax_center` of each level of a part of the rows."""
+    return [
+        softmax_center(level, center, temperature=temperature) for level, center in zip(part(), centers, strict=True)
+    ]
 
-    Without any row it stays where it is. The default momentum is dinov2's (dino_clstoken_loss.py).
+
+@torch.no_grad()
+def update_centers(centers: Levels, parts: Sequence[Part], *, momentum: float = 0.9) -> Levels:
+    """The next centers: momentum * center + (1 - momentum) * the mean of a level's rows, in every part and process.
+
+    Without any row they stay where they are. The default momentum is dinov2's (dino_clstoken_loss.py).
     """
-    total = all_reduce_sum(logits.sum(0, dtype=center.dtype))
-    rows = all_reduce_sum(torch.tensor(len(logits), dtype=center.dtype, device=center.device))
-    return torch.where(rows > 0, center.lerp(total / rows.clamp(min=1), 1 - momentum), center)
+    totals, rows = [torch.zeros_like(center) for center in centers], 0
+    for part in parts:
+        levels = part()
+        rows += len(levels[0])
+        for total, level in zip(totals, levels, strict=True):
+            total += level.sum(0, dtype=total.dtype)
+    count = all_reduce_sum(torch.tensor(float(rows), device=centers[0].device))
+    means = [all_reduce_sum(total) / count.clamp(min=1) for total in totals]
+    return [
+        torch.where(count > 0, center.lerp(mean, 1 - momentum), center)
+        for center, mean in zip(centers, means, strict=True)
+    ]

@@ -8,7 +8,7 @@ Letters: n images, g global crops, p patches of a crop, r registers, t tokens of
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,9 +29,8 @@ from franca.models.layers import (
 )
 
 
-@dataclass(frozen=True)
-class Features:
-    """Tokens of n images of one size, after the final norm."""
+class Features(NamedTuple):
+    """Tokens of n images of one size, after the final norm. A tuple: FSDP2 finds the tensors in those."""
 
     cls: Float[Tensor, "n d"]
     registers: Float[Tensor, "n r d"]
@@ -177,4 +176,6 @@ class VisionTransformer(nn.Module):
 
     def _features(self, tokens: Float[Tensor, "n _ d"]) -> Features:
         first_patch = 1 + self.model.registers
-        return Features(cls=tokens[:, 0], registers=tokens[:, 1:first_patch], patches=tokens[:, first_patch:])
+        parts = (tokens[:, 0], tokens[:, 1:first_patch], tokens[:, first_patch:])
+        # Copies: hooks of FSDP2 on a view would not survive an operation in place
+        return Features(*(part.clone(memory_format=torch.contiguous_format) for part in parts))

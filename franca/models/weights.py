@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from franca.distributed import fill_all
 from franca.models.heads import ProjectionHead
 from franca.models.layers import interpolate_positions
 from franca.models.vit import VisionTransformer
@@ -92,7 +93,7 @@ def load_backbone(model: VisionTransformer, state_dict: Mapping[str, Tensor], *,
             antialias=model.model.interpolate_antialias,
         )
     _check_shapes(own, weights)
-    model.load_state_dict(weights)
+    fill_all(model, weights)
 
 
 def rename_upstream_head(state_dict: Mapping[str, Tensor], *, name: str) -> dict[str, Tensor]:
@@ -119,7 +120,7 @@ def load_head(head: ProjectionHead, state_dict: Mapping[str, Tensor], *, name: s
     own = head.state_dict()
     _check_names(own, weights)
     _check_shapes(own, weights)
-    head.load_state_dict(weights)
+    fill_all(head, weights)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:

@@ -9,21 +9,33 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from franca.config import ConfigError, TrainConfig, recipe_fingerprint
 from franca.data.datasets import load_dataset
 from franca.data.loader import make_loader
-from franca.distributed import any_process, average_gradients, barrier, rank, setup, shard, teardown, world_size
+from franca.distributed import (
+    Vote,
+    any_process,
+    barrier,
+    gradient_averaging,
+    rank,
+    setup,
+    teardown,
+    whole_state,
+    world_size,
+)
 from franca.evaluate.knn import write_knn_results
-from franca.evaluate.protocol import evaluate_knn, make_encoder
+from franca.evaluate.protocol import describe_knn, evaluate_knn, make_encoder
 from franca.evaluate.teacher import FILE, save_teacher
+from franca.models.vit import VisionTransformer
 from franca.schedules import make_schedules
 from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
 from franca.train.metrics import LOG, LOSSES, Metrics, open_log
 from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
+from franca.train.parallel import make_model, wrap
 from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
-from franca.train.self_distillation import DTYPES, SelfDistillation, Views, make_views
+from franca.train.self_distillation import SelfDistillation, Views, gather_parts, make_views
 
 Outcome = Literal["finished", "paused", "interrupted"]
 
@@ -53,9 +65,9 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         # What is trained, and from where
         dataset = load_dataset(recipe.data.dataset, root=execution.data_root, split="train")
         write_environment(folder, config=config, device=device, dataset=dataset)
-        model = SelfDistillation(recipe)
-        model.init_weights(torch.Generator().manual_seed(derive_seed(config.seed, INITIAL_WEIGHTS)))
-        model = shard(model.to(device))
+        initial = torch.Generator().manual_seed(derive_seed(config.seed, INITIAL_WEIGHTS))
+        model = make_model(config, device=device, generator=initial)
+        caller = wrap(model, config=config)
         optimizer = make_optimizer(model.student, optim=recipe.optim)
         scaler = make_scaler(recipe.precision, device=device)
         metrics = Metrics(config, folder=folder, device=device, scaled=scaler.is_enabled())
@@ -79,7 +91,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         began, start, speed = time.perf_counter(), done, None
         dropped_paths = torch.Generator(device)
         end = min(execution.until_iteration or recipe.iterations, recipe.iterations)
-        stopping = any_process(bool(stop.asked))
+        vote, stopping = Vote(), any_process(bool(stop.asked))
         while done < end and not stopping:
             iteration, started = done, time.perf_counter()
             parts = [next(batches) for _ in range(execution.accumulation)]
@@ -97,7 +109,8 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             apply_schedules(optimizer, lr=now["lr"], weight_decay=now["wd"], last_layer_lr=now["last_layer_lr"])
             losses = accumulate_gradients(
                 model,
-                [make_views(part, device=device) for part in parts],
+                [make_views(part, device=device, every_patch=bool(recipe.frozen_teacher)) for part in parts],
+                caller=caller,
                 temperature=float(schedules.teacher_temperature[iteration]),
                 scaler=scaler,
                 dropped_paths=dropped_paths,
@@ -118,8 +131,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             if metrics.is_due(iteration):
                 speed = metrics.write(iteration)
                 write_state(folder, state="running", iteration=done, of=recipe.iterations, images_per_second=speed)
-            if metrics.is_due(iteration) or world_size() == 1:
-                stopping = any_process(bool(stop.asked))
+            stopping = vote.cast(bool(stop.asked))
             if is_multiple(done, recipe.evaluation.period_iterations) or done == recipe.iterations:
                 metrics.check()
                 evaluate(model, config=config, folder=folder, done=done, device=device)
@@ -127,6 +139,8 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 metrics.check()
                 progress = {"block": metrics.block, "scaler": scaler.state_dict()}
                 checkpoints.save(done, model=model, optimizer=optimizer, progress=progress)
+
+        stopping = vote.take() or stopping
 
         # How it ended
         checkpoints.wait()
@@ -186,6 +200,7 @@ def accumulate_gradients(
     model: SelfDistillation,
     views: Sequence[Views],
     *,
+    caller: nn.Module,
     temperature: float,
     scaler: torch.amp.GradScaler,
     dropped_paths: torch.Generator,
@@ -194,35 +209,53 @@ def accumulate_gradients(
     """Leave the gradient of a batch's mean loss in the student, and return the terms that are logged.
 
     The batch comes in parts, here and in other processes: part j of process r is part r * len(views) + j of all, and
-    what it trains on and drops does not depend on how many processes share them.
+    what it trains on and drops does not depend on how many processes share them. `caller` is what `wrap` made.
     """
+    first_part, images = rank() * len(views), len(views[0].global_crops) // 2
+
+    def drawing(step: int) -> torch.Generator:
+        return dropped_paths.manual_seed(derive_seed(*seed, first_part + step))
+
     logged = dict.fromkeys(LOSSES, torch.zeros((), device=views[0].masks.device))
     targets = model.make_targets(views, temperature=temperature)
+    neighbors = None
+    if len(views) > 1 and model.koleo_spans(images):
+        neighbors = gather_parts([model.koleo_tokens(view, generator=drawing(i)) for i, view in enumerate(views)])
     for step, (view, target) in enumerate(zip(views, targets, strict=True)):
-        dropped_paths.manual_seed(derive_seed(*seed, rank() * len(views) + step))
-        losses = model(view, target, generator=dropped_paths)
-        scaler.scale(losses.optimized / len(views)).backward()
+        with gradient_averaging(caller, enabled=step == len(views) - 1):
+            losses = caller(
+                view,
+                target,
+                first_image=(first_part + step) * images,
+                neighbors=neighbors,
+                generator=drawing(step),
+            )
+            scaler.scale(losses.optimized / len(views)).backward()
         logged = {name: total + losses.logged[name] / len(views) for name, total in logged.items()}
-    average_gradients(model.student.parameters(), dtype=DTYPES[model.recipe.precision.reduce])
     return logged
 
 
 def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done: int, device: torch.device) -> None:
-    """Write the teacher's k-NN accuracy after `done` iterations and, once it has been trained, its backbone.
+    """Write the teacher's backbone after `done` iterations, once it has been trained, and its k-NN accuracy.
 
-    All processes encode images and search among them, the first one writes.
+    All processes encode images and search among them, the first one writes. Evaluated apart, the backbone alone is
+    written, and `franca evaluate --follow` measures it beside the run.
     """
-    backbone = model.teacher["backbone"]
+    weights = whole_state(model.teacher["backbone"])
+    backbone = VisionTransformer(
+        config.recipe.model, grid=config.recipe.crops.global_px // config.recipe.model.patch_px
+    )
+    backbone.load_state_dict(weights)
     place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
     if done and rank() == 0:
         save_teacher(backbone, path=place / FILE, config=config)
-    result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
-    if rank() == 0:
-        write_knn_results(place / "results_eval_knn.json", result.accuracies)
-        shown = ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in result.accuracies.items())
-        LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, shown)
-        for line in result.unreadable:
-            LOG.warning("an image that could not be read was left out: %s", line)
+    if config.execution.evaluate == "inline":
+        result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
+        if rank() == 0:
+            write_knn_results(place / "results_eval_knn.json", result.accuracies)
+            LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, describe_knn(result))
+            for line in result.unreadable:
+                LOG.warning("an image that could not be read was left out: %s", line)
     barrier()
 
 

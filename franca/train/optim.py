@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from franca.config import Optim, Precisions
+from franca.distributed import whole
 
 # Of a backbone's parameters, those that belong to no block count as layer 0 (dinov2 `get_vit_lr_decay_rate`).
 EMBEDDING = re.compile(r"pos_embed|patch_embed|mask_token|cls_token|register_tokens")
@@ -64,7 +65,9 @@ def clip_gradients(modules: Iterable[nn.Module], *, clip_norm: float) -> Tensor:
     norms = []
     for module in modules:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-        norms.append(torch.nn.utils.get_total_norm(gradients, foreach=True))
+        if not gradients:  # an iBOT head that no patch is masked for
+            continue
+        norms.append(whole(torch.nn.utils.get_total_norm(gradients, foreach=True)))
         if clip_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip_norm, norms[-1], foreach=True)
     return torch.linalg.vector_norm(torch.stack(norms))
