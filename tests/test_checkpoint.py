@@ -1,9 +1,14 @@
 """Checkpoints: what is saved comes back bit for bit, whole or not at all, and never for another run."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,14 @@ from test_distributed import run_processes
 from torch import Tensor
 
 from franca.config import ConfigError, TrainConfig
-from franca.train.checkpoint import list_checkpoints, load_newest_checkpoint, make_checkpoints
+from franca.distributed import rank
+from franca.train.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_newest_checkpoint,
+    make_checkpoints,
+    read_manifest,
+)
 from franca.train.optim import make_optimizer
 from franca.train.self_distillation import SelfDistillation
 
@@ -50,6 +62,17 @@ class Run:
 
     def load(self, folder: Path, *, config: TrainConfig = CONFIG) -> dict[str, Any] | None:
         return load_newest_checkpoint(folder, config=config, model=self.model, optimizer=self.optimizer)
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: what a full disk is to the one who writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_equal(one: Run, two: Run) -> None:
@@ -88,6 +111,120 @@ def test_newest_are_kept(tmp_path: Path) -> None:
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
+def test_next_step_does_not_reach_a_checkpoint_under_way(tmp_path: Path) -> None:
+    """What is saved is the state at the call: weights and progress may change at once, in place, and do."""
+    run, loaded = Run(1), Run(2)
+    progress = {"block": [1.0], "scaler": {}}
+    with make_checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        for done in (10, 20, 30):
+            checkpoints.save(done, model=run.model, optimizer=run.optimizer, progress=progress)
+            progress["block"][0] += 1.0  # type: ignore[index]
+            for tensor in run.tensors():
+                tensor.add_(1.0)
+    for tensor, before in zip(run.tensors(), Run(1).tensors(), strict=True):
+        tensor.copy_(before + 1.0 + 1.0)  # the third save's
+    checkpoint = loaded.load(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint["iteration"], checkpoint["block"]) == (30, [3.0])
+    assert_equal(run, loaded)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000030", "000020"]
+
+
+def test_equal_states_make_equal_files(tmp_path: Path) -> None:
+    """Two checkpoints of one state have the same digests."""
+    for name in ("one", "two"):
+        Run(1).save(tmp_path / name, done=10)
+    one, two = (read_manifest(tmp_path / name / "checkpoints" / "000010") for name in ("one", "two"))
+    assert one == two
+
+
+def test_waiting_returns_when_it_is_on_disk(tmp_path: Path) -> None:
+    """After `wait` the checkpoint has its name; waiting for nothing is nothing."""
+    run = Run(1)
+    with make_checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        checkpoints.wait()
+        checkpoints.save(10, model=run.model, optimizer=run.optimizer, progress=PROGRESS)
+        checkpoints.wait()
+        assert read_manifest(tmp_path / "checkpoints" / "000010")["iteration"] == 10
+        checkpoints.wait()
+
+
+def save_on_full_disk(run: Run, folder: Path, *, times: int) -> None:
+    """Begin `times` checkpoints where a file can have no more than 10 kB, and wait for them."""
+    with file_size_limit(10_000), make_checkpoints(folder, config=CONFIG) as checkpoints:
+        for time in range(times):
+            assert time < 2, "the second save must say that the first one failed"
+            checkpoints.save(20 + time, model=run.model, optimizer=run.optimizer, progress=PROGRESS)
+
+
+@pytest.mark.parametrize("times", [1, 3], ids=["at the end", "at the next save"])
+def test_full_disk_is_said_and_harms_no_earlier_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    """A write that fails beside the training ends it, with the path and the mend, and leaves no torn folder."""
+    run, loaded = Run(1), Run(2)
+    run.save(tmp_path, done=10)
+    said = r"checkpoints/000020 could not be written: process 0: OSError: .*; make room or mend"
+    with pytest.raises(CheckpointError, match=said):
+        save_on_full_disk(run, tmp_path, times=times)
+    assert "000020 could not be written" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000010"]
+    assert loaded.load(tmp_path) is not None
+    assert_equal(run, loaded)
+
+
+def save_and_fail(run: Run, folder: Path) -> None:
+    with make_checkpoints(folder, config=CONFIG) as checkpoints:
+        checkpoints.save(10, model=run.model, optimizer=run.optimizer, progress=PROGRESS)
+        raise ZeroDivisionError
+
+
+def test_run_that_failed_is_reported_as_it_failed(tmp_path: Path) -> None:
+    """An exception of the training is not replaced by that of a checkpoint under way."""
+    (tmp_path / "checkpoints").write_text("a file where a folder belongs")
+    with pytest.raises(ZeroDivisionError):
+        save_and_fail(Run(1), tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting takes root")
+@pytest.mark.parametrize(
+    ("options", "said"), [("size=64k", "No space left on device"), ("ro", "Read-only file system")]
+)
+def test_disk_that_will_not_take_it_is_named(tmp_path: Path, options: str, said: str) -> None:
+    """A full disk and one that is mounted read-only are said in their own words."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        with pytest.raises(CheckpointError, match=f"000010 could not be written: .*{said}"):
+            Run(1).save(folder, done=10)
+        assert list_checkpoints(folder) == []
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def save_where_one_cannot(folder: Path) -> str:
+    """Two processes save; the second one's disk is full."""
+    run = Run(1)
+    with file_size_limit(10_000) if rank() else contextlib.nullcontext():
+        try:
+            run.save(folder, done=20)
+        except CheckpointError as error:
+            return str(error)
+    return "saved"
+
+
+def test_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
+    """No process goes on as if a checkpoint existed that another one could not write its part of."""
+    Run(1).save(tmp_path, done=10)
+    said = run_processes(functools.partial(save_where_one_cannot, tmp_path), processes=2, folder=tmp_path)
+    assert said[0] == said[1]
+    assert "checkpoints/000020 could not be written: process 1: OSError" in said[0]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000010"]
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -98,6 +235,14 @@ def flip_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def add_foreign_shard(path: Path) -> None:
+    (path.parent / "shard-00002-of-00002.safetensors").write_bytes(path.read_bytes())
+
+
+def empty(path: Path) -> None:
+    path.write_text("[]")
+
+
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
@@ -106,10 +251,12 @@ def flip_bit(path: Path) -> None:
         (Path.unlink, "*.safetensors"),
         (truncate, "checkpoint.json"),
         (Path.unlink, "checkpoint.json"),
+        (empty, "checkpoint.json"),
+        (add_foreign_shard, "*.safetensors"),
     ],
 )
 def test_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Any, pattern: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], Any], pattern: str
 ) -> None:
     """A file that is short, altered or gone is named in a warning, and the checkpoint before it is loaded."""
     older, newer, loaded = Run(1), Run(2), Run(3)
@@ -124,6 +271,44 @@ def test_damaged_checkpoint_is_passed_over(
     assert_equal(loaded, older)
     assert "passing over a damaged checkpoint" in caplog.text
     assert "000020" in caplog.text
+
+
+def test_renamed_checkpoint_is_not_taken_for_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder whose number is not that of its state is passed over, and so is one that was never finished."""
+    run, loaded = Run(1), Run(2)
+    run.save(tmp_path, done=10)
+    run.save(tmp_path, done=20)
+    folder = tmp_path / "checkpoints"
+    (folder / "000020").rename(folder / "000090")
+    (folder / ".000095.incomplete").mkdir()
+    checkpoint = loaded.load(tmp_path)
+    assert checkpoint is not None
+    assert checkpoint["iteration"] == 10
+    assert "000090 was renamed: it holds the state after 20 iterations" in caplog.text
+
+
+def test_damaged_checkpoints_make_room_for_the_new_ones(tmp_path: Path) -> None:
+    """What a run has passed over does not count among the newest: the new checkpoint stays, the damaged ones go."""
+    config = dataclasses.replace(CONFIG, execution=dataclasses.replace(CONFIG.execution, checkpoints_kept=1))
+    run = Run(1)
+    for done in (10, 20):
+        run.save(tmp_path, done=done)
+    truncate(tmp_path / "checkpoints" / "000020" / "checkpoint.json")
+    assert run.load(tmp_path) is not None
+    run.save(tmp_path, done=15, config=config)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000015"]
+    truncate(tmp_path / "checkpoints" / "000015" / "checkpoint.json")
+    run.save(tmp_path, done=15, config=config)
+    assert read_manifest(tmp_path / "checkpoints" / "000015")["iteration"] == 15
+
+
+def test_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    """A model with tensors that a checkpoint does not hold says so, and is not left half filled in silence."""
+    run, other = Run(1), Run(2)
+    run.save(tmp_path, done=10)
+    other.model.register_buffer("new", torch.zeros(3))
+    with pytest.raises(CheckpointError, match=r"000010 does not fit this model: .*model\.new"):
+        other.load(tmp_path)
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
