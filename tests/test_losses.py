@@ -16,8 +16,8 @@ from franca.config import Head, Quirks
 from franca.losses.center import softmax_center, update_centers
 from franca.losses.dino import dino_loss
 from franca.losses.ibot import ibot_loss
-from franca.losses.koleo import koleo_loss
-from franca.losses.sinkhorn import sinkhorn
+from franca.losses.koleo import koleo_loss, koleo_loss_in_groups
+from franca.losses.sinkhorn import sinkhorn, sinkhorn_parts
 from franca.models.heads import make_head
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
@@ -111,6 +111,17 @@ def test_sinkhorn_follows_permutations_and_ignores_biases(shape: tuple[int, int]
     torch.testing.assert_close(permuted, result[rows][:, columns])
     biased = sinkhorn(logits + make_logits(1, k, seed=seed + 1), temperature=0.1, iterations=3)
     torch.testing.assert_close(biased, result)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_sinkhorn_over_parts_equals_the_whole(unscaled: bool) -> None:
+    """Rows that come in parts, made anew each time, get the targets that they get together, level by level."""
+    levels = [make_logits(11, 4), make_logits(11, 7, seed=1)]
+    parts = [lambda a=a, b=b: [level[a:b] for level in levels] for a, b in ((0, 3), (3, 3), (3, 11))]
+    options = {"temperature": 0.3, "iterations": 3, "unscaled": unscaled}
+    found = [torch.cat(level) for level in zip(*(part() for part in sinkhorn_parts(parts, **options)), strict=True)]
+    for level, logits in zip(found, levels, strict=True):
+        torch.testing.assert_close(level, sinkhorn(logits, **options))
 
 
 def test_many_iterations_use_every_prototype_alike() -> None:
@@ -265,6 +276,22 @@ def test_koleo_ignores_lengths_and_order(n: int, scale: float, seed: int) -> Non
     features = make_logits(n, 4, seed=seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(koleo_loss(scale * features[order]), koleo_loss(features))
+
+
+@pytest.mark.parametrize(("images", "part"), [(4, 12), (4, 4), (6, 2), (12, 3), (12, 12)])
+def test_koleo_in_groups_does_not_see_how_a_batch_is_cut(images: int, part: int) -> None:
+    """Parts with whole groups and parts of a group: mean value and gradient are those of the mean over the groups."""
+    batch = make_logits(12, 5).requires_grad_()
+    torch.stack([koleo_loss(group) for group in batch.split(images)]).mean().backward()
+    expected, batch.grad = batch.grad, None
+    losses = [
+        koleo_loss_in_groups(batch[first : first + part], images=images, others=batch.detach(), first=first)
+        for first in range(0, 12, part)
+    ]
+    torch.stack(losses).mean().backward()
+    torch.testing.assert_close(batch.grad, expected)
+    value = torch.stack([koleo_loss(group) for group in batch.split(images)]).mean()
+    torch.testing.assert_close(torch.stack(losses).mean(), value)
 
 
 def test_koleo_is_finite_for_equal_features_and_infinite_in_half() -> None:

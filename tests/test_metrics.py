@@ -175,3 +175,32 @@ def test_log_is_closed_again(tmp_path: Path) -> None:
         with open_log(tmp_path / name):
             run(make_metrics(tmp_path / name), random_losses(1))
     assert len((tmp_path / "one" / "log.txt").read_text().splitlines()) == 1
+
+
+def test_steps_that_are_not_finite_are_skipped_as_often_as_allowed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is named in the log and left out of every mean; the one after the last allowed one ends the run."""
+    config = make_train_config(make_recipe(optim={"nonfinite_skips": 2}), log_period_iterations=2)
+    metrics = Metrics(config, folder=tmp_path, device=torch.device("cpu"), scaled=False)
+    rows = [[1.0] * 4, [math.nan, 1.0, 1.0, 1.0], [3.0] * 4, [1.0, 1.0, 1.0, math.inf]]
+    healthy, left_out = [], []
+    for iteration, row in enumerate(rows):
+        add(metrics, iteration, row)
+        metrics.check()
+        healthy.append(bool(metrics.healthy))
+        left_out.append(metrics.left_out)
+        metrics.add_times(iteration_s=0.5, data_s=0.1)
+        if metrics.is_due(iteration):
+            metrics.write(iteration)
+    assert healthy == [True, False, True, False]
+    assert left_out == [False, True, False, True]
+    assert [record["mean_total_loss"] for record in records(tmp_path)] == [4.0, 12.0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert "iteration 1: dino_local_crops_loss not finite; the step was left out (1 of 2)" in messages
+    assert "iteration 3: ibot_loss not finite; the step was left out (2 of 2)" in messages
+    add(metrics, 4, [1.0] * 4, grad_norm=math.nan)
+    with pytest.raises(
+        NonFiniteError, match=r"iteration 4: grad_norm not finite; the weights were kept \(2 skips used\)"
+    ):
+        metrics.check()

@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         done = 0
         if checkpoint:
             done = checkpoint["iteration"]
-            metrics.block = checkpoint["block"]
+            metrics.block, metrics.skipped = checkpoint["block"], checkpoint.get("skipped", 0)
             # Empty where the run began on a CPU, which scales nothing
             scaler.load_state_dict(checkpoint["scaler"] or scaler.state_dict())
         checkpoints = stack.enter_context(make_checkpoints(folder, config=config))
@@ -120,10 +120,11 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             grad_norm = clip_gradients(model.student.values(), clip_norm=recipe.optim.clip_norm)
             metrics.add(iteration, settings=now, losses=losses, grad_norm=grad_norm)
             # Before the step; on another device a bad step is withheld there, until the next line's check says so
-            if device.type == "cpu" or metrics.is_due(iteration):
+            if device.type == "cpu" or metrics.skips or metrics.is_due(iteration):
                 metrics.check()
             guarded_step(optimizer, scaler=scaler, healthy=metrics.healthy)
-            model.update_teacher(momentum=now["mom"])
+            if not metrics.left_out:
+                model.update_teacher(momentum=now["mom"])
             optimizer.zero_grad(set_to_none=True)
             done += 1
             metrics.add_times(iteration_s=time.perf_counter() - started, data_s=data_s)
@@ -137,7 +138,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 evaluate(model, config=config, folder=folder, done=done, device=device)
             if is_multiple(done, execution.checkpoint_period_iterations) or done == end or stopping:
                 metrics.check()
-                progress = {"block": metrics.block, "scaler": scaler.state_dict()}
+                progress = {"block": metrics.block, "skipped": metrics.skipped, "scaler": scaler.state_dict()}
                 checkpoints.save(done, model=model, optimizer=optimizer, progress=progress)
 
         stopping = vote.take() or stopping

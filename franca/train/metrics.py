@@ -1,7 +1,9 @@
 """The run's log: one iteration's numbers in; DINOv2's text lines (`log.txt`) and JSON lines out.
 
 A printed value is the lower median of the last 20 iterations, the one in brackets the mean since the process started
-(dinov2 `logging/helpers.py`). Losses stay on the device: one transfer per `check`.
+(dinov2 `logging/helpers.py`). Losses stay on the device: one transfer per `check`. The JSON lines hold more than
+DINOv2's: block means, images per second, and the model FLOPs that a process did, as a share of its device's peak (`mfu`)
+where that is known.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from franca.config import TrainConfig
-from franca.distributed import all_reduce_mean, rank
+from franca.distributed import all_processes, all_reduce_mean, rank
 
 LOG = logging.getLogger("franca")
 WINDOW = 20  # dinov2 `SmoothedValue(window_size=20)`
@@ -63,8 +65,9 @@ class Metrics:
     """Collects the numbers of every iteration and writes a line every `log_period_iterations` and at the last one.
 
     `block` holds the sums over the iterations since the last line, and their count: the one part that a checkpoint
-    keeps, so that the block means of a resumed run are those of an uninterrupted one. Where a scaler probes for
-    overflow (`scaled`), an infinite gradient norm is its signal and the step is skipped; elsewhere it is an error.
+    keeps, so that the block means of a resumed run are those of an uninterrupted one; beside it, `skipped` counts the
+    steps that the recipe allowed to leave out. Where a scaler probes for overflow (`scaled`), an infinite gradient norm
+    is its signal and it withholds the step; elsewhere it is an error.
     """
 
     def __init__(self, config: TrainConfig, *, folder: Path, device: torch.device, scaled: bool) -> None:
@@ -73,8 +76,16 @@ class Metrics:
         self.iterations = config.recipe.iterations
         self.period = config.execution.log_period_iterations
         self.images = config.recipe.global_batch
+        self.beginning = make_beginning(config.recipe)
+        step = step_flops(config.recipe, images=config.execution.batch_per_process)
+        self.teraflops_per_image = step.total / config.execution.processes / 1e12
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        self.peak_tflops = peak_tflops(name, precision=config.recipe.precision.backbone)
         self.terms = LOSSES if scaled else (*LOSSES, "grad_norm")
         self.healthy = torch.ones((), dtype=torch.bool, device=device)
+        self.skips = config.recipe.optim.nonfinite_skips
+        self.skipped = 0
+        self.left_out = False
         self.meters: dict[str, Meter] = {}
         self.pending: list[tuple[int, dict[str, float], Tensor]] = []
         self.raw: dict[str, float] = {}
@@ -87,10 +98,12 @@ class Metrics:
     ) -> None:
         """Keep one iteration's schedules, and its losses where they are; nothing waits for the device.
 
-        `healthy` turns false, on the device and for good, where one of them is not finite.
+        `healthy` turns false, on the device and in every process, where one of them is not finite; for good, unless
+        steps may be skipped.
         """
         values = torch.stack([*(losses[name].detach().float() for name in LOSSES), grad_norm.detach().float()])
-        self.healthy = self.healthy & values[: len(self.terms)].isfinite().all()
+        finite = all_processes(values[: len(self.terms)].isfinite().all())
+        self.healthy = finite if self.skips else self.healthy & finite
         self.pending.append((iteration, dict(settings), values))
 
     def is_due(self, iteration: int) -> bool:
@@ -98,20 +111,33 @@ class Metrics:
         return iteration % self.period == 0 or iteration == self.iterations - 1
 
     def check(self) -> None:
-        """Fetch what is pending, averaged over the processes. Raises `NonFiniteError` at the first bad iteration."""
+        """Fetch what is pending, averaged over the processes. `left_out` then tells of the last iteration.
+
+        Raises `NonFiniteError` at the first iteration that is not finite and may not be skipped.
+        """
         if not self.pending:
             return
         rows = all_reduce_mean(torch.stack([values for _, _, values in self.pending])).tolist()
         for (iteration, settings, _), row in zip(self.pending, rows, strict=True):
             named = dict(zip((*LOSSES, "grad_norm"), row, strict=True))
             bad = [term for term in self.terms if not math.isfinite(named[term])]
+            self.left_out = bool(bad)
             if bad:
-                raise NonFiniteError(f"iteration {iteration}: {' and '.join(bad)} not finite; the weights were kept")
+                self._skip(f"iteration {iteration}: {' and '.join(bad)} not finite")
+                continue
             self.raw = {"total_loss": sum(named[name] for name in LOSSES), **{name: named[name] for name in LOSSES}}
             self.block = [total + value for total, value in zip(self.block, (*self.raw.values(), 1.0), strict=True)]
             for name, value in (*settings.items(), *self.raw.items(), ("grad_norm", named["grad_norm"])):
                 self.meters.setdefault(name, Meter()).add(value)
         self.pending.clear()
+
+    def _skip(self, reason: str) -> None:
+        if self.skipped == self.skips:
+            raise NonFiniteError(
+                f"{reason}; the weights were kept" + (f" ({self.skips} skips used)" * bool(self.skips))
+            )
+        self.skipped += 1
+        LOG.warning("%s; the step was left out (%d of %d)", reason, self.skipped, self.skips)
 
     def add_times(self, *, iteration_s: float, data_s: float) -> None:
         """Keep how long the iteration took, and how much of it was waiting for data."""
@@ -123,9 +149,11 @@ class Metrics:
     def write(self, iteration: int) -> float:
         """Write the line of `iteration` to both files, start the next block, and return its images per second."""
         images_per_second = self.images * self.block_timed / self.block_s
-        if rank() == 0:
+        if rank() == 0 and self.raw:  # no line before the first step that was not left out
             LOG.info("%s", self._text(iteration))
             append_line(self.folder / "training_metrics.json", json.dumps(self._record(iteration, images_per_second)))
+            if iteration == 0 and self.beginning is not None:
+                say_beginning(self.raw, beginning=self.beginning)
         self.block = [0.0] * len(self.block)
         self.block_s, self.block_timed = 0.0, 0
         return images_per_second
@@ -154,11 +182,23 @@ class Metrics:
             "data_time": self.meters["data"].window_mean,
             **medians,
             **{f"raw_{name}": self.raw[name] for name in RAW},
-            **{f"mean_{name}": total / count for name, total in zip(RAW, sums, strict=True)},
+            **{f"mean_{name}": total / count if count else math.nan for name, total in zip(RAW, sums, strict=True)},
             "images_per_second": images_per_second,
+            "tflops_per_process": images_per_second * self.teraflops_per_image,
             "max_memory_mb": max_memory_mb(self.device),
         }
+        if self.peak_tflops is not None:
+            record["mfu"] = record["tflops_per_process"] / self.peak_tflops
         return {name: value for name, value in record.items() if math.isfinite(value)}
+
+
+def say_beginning(losses: Mapping[str, float], *, beginning: Beginning) -> None:
+    """Log the losses of iteration 0 beside what random weights must have; a warning where one is beyond its limits."""
+    for name, expected in first_losses(beginning).items():
+        said = (name, losses[name], expected.value, expected.low, expected.high)
+        right = expected.low <= losses[name] <= expected.high
+        verdict = "as random weights have it" if right else "not as random weights have it"
+        LOG.log(logging.INFO if right else logging.WARNING, f"%s: %.4f, {verdict}: %.4f, within %.4f to %.4f", *said)
 
 
 @contextlib.contextmanager
