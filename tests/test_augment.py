@@ -236,7 +236,6 @@ def test_multi_crop_gives_two_global_and_the_local_crops() -> None:
             make_image(3),
             crops=RECIPE.crops,
             augment=RECIPE.augment,
-            data=RECIPE.data,
             quirks=Quirks(),
             generator=np.random.default_rng(seed),
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from franca.data.datasets import DataError, UnreadableImageError, load_dataset, load_folder, read_image
+from franca.data.datasets import DataError, UnreadableImageError, load_dataset, read_image
 
 
 def save_image(path: Path, color: tuple[int, ...] = (200, 30, 60), *, mode: str = "RGB", size: int = 12) -> None:
@@ -75,7 +74,7 @@ def test_folder_is_read_in_alphabetical_order(tmp_path: Path) -> None:
     (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
     dataset = load_dataset("imagenet1k", root=str(tmp_path), split="train")
     assert dataset.class_names == ("a", "a0", "b", "c")
-    assert [os.fsdecode(path) for path in dataset.paths] == ["a0/4.png", "b/1.JPEG", "b/2.png", "c/x/3.png"]
+    assert [dataset.index.name_of(row) for row in range(4)] == [b"4.png", b"1.JPEG", b"2.png", b"x/3.png"]
     assert [dataset.read(index)[1] for index in range(len(dataset))] == [1, 2, 2, 3]
     assert dataset.read(0)[0].getpixel((0, 0)) == (len("a0/4.png"), 0, 0)
 
@@ -94,7 +93,7 @@ def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
     """Two copies of a folder have one fingerprint; a renamed, added or replaced image gives another."""
 
     def fingerprint(folder: Path) -> str:
-        return load_folder(folder, name="imagenet21k", labeled=True).fingerprint
+        return load_dataset("imagenet21k", root=str(folder), split="train").fingerprint
 
     for root in ("one", "two"):
         for name in ("b/2.png", "a/1.png") if root == "one" else ("a/1.png", "b/2.png"):
@@ -116,9 +115,10 @@ def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
         ("imagenet1k", "train/a/1.png", "test", ["val", "does not exist", "val/<class>/<image>"]),
         ("imagenet1k", "train/1.png", "train", ["train/1.png", "outside a class folder"]),
         ("imagenet1k", "train/a/1.txt", "train", ["no images", "train/<class>/<image>"]),
-        ("imagenet21k", "n001.tar", "train", ["no images", "tar", "not supported yet"]),
+        ("imagenet21k", "n001.tar", "train", ["1 archives without an index", "franca data prepare imagenet21k --root"]),
         ("imagenet21k", "a/1.png", "test", ["imagenet21k has no test split", "imagenet1k"]),
-        ("laion600m", "00000.tar", "train", ["no images", "tar", "not supported yet"]),
+        ("laion600m", "x/00000.tar", "train", ["1 archives without an index", "franca data prepare laion600m --root"]),
+        ("folder", "x.txt", "train", ["no images", "in folders of any depth"]),
         ("imagnet", "a/1.png", "train", ["unknown dataset imagnet", "imagenet1k"]),
     ],
 )
@@ -175,7 +175,7 @@ def test_damaged_file_is_an_image_or_unreadable(tmp_path_factory: pytest.TempPat
 def test_missing_file_is_unreadable(tmp_path: Path) -> None:
     """A file that vanished after the folder was indexed is unreadable like a broken one."""
     save_image(tmp_path / "a" / "1.png")
-    dataset = load_folder(tmp_path, name="imagenet21k", labeled=True)
+    dataset = load_dataset("imagenet21k", root=str(tmp_path), split="train")
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(UnreadableImageError, match=r"1\.png"):
         dataset.read(0)

@@ -6,15 +6,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from recipes import make_recipe, make_train_config
 
 from franca.config import ConfigError, TrainConfig
-from franca.data.augment import multi_crop
+from franca.data.augment import multi_crop, normalize
 from franca.data.datasets import DataError, Dataset, UnreadableImageError, load_dataset
-from franca.data.loader import AUGMENTATION, MASKS, ORDER, Batch, make_loader, sample_indices
+from franca.data.loader import AUGMENTATION, MASKS, Batch, make_loader
+from franca.data.order import ORDER, SHARDS, WINDOWS
 
 BATCH = 12
 DIGITS = load_dataset("digits", root="", split="train")
@@ -80,12 +79,24 @@ def test_batch_holds_every_images_crops_crop_by_crop() -> None:
             DIGITS.read(index)[0],
             crops=recipe.crops,
             augment=recipe.augment,
-            data=recipe.data,
             quirks=recipe.quirks,
             generator=np.random.default_rng([5, AUGMENTATION, 2 * BATCH + position]),
         )
         assert np.array_equal(by_image(batch.global_crops, BATCH)[position], np.stack(expected_global))
         assert np.array_equal(by_image(batch.local_crops, BATCH)[position], np.stack(expected_local))
+
+
+def test_crops_travel_as_bytes_and_are_normalized_on_the_device() -> None:
+    """What `to` gives are the evaluation's normalized pixels, bit for bit; the batch itself holds a quarter of that."""
+    recipe = make_recipe(global_batch=BATCH, data={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]})
+    (batch,) = take(make_train_config(recipe), 1)
+    moved = batch.to(torch.device("cpu"))
+    for name in ("global_crops", "local_crops"):
+        crops, found = getattr(batch, name), getattr(moved, name)
+        assert (crops.dtype, found.dtype) == (torch.uint8, torch.float32)
+        assert found.is_contiguous()
+        expected = np.stack([normalize(crop.permute(1, 2, 0).numpy(), data=recipe.data) for crop in crops])
+        assert np.array_equal(found.numpy(), expected)
 
 
 def test_masks_follow_the_recipe() -> None:
@@ -131,27 +142,6 @@ def test_processes_and_steps_partition_the_batch(world_size: int, accumulation: 
             assert torch.equal(found, by_image(getattr(whole, name), BATCH)), name
 
 
-@given(images=st.integers(1, 50), first=st.integers(0, 200), seed=st.integers(0, 5))
-def test_every_epoch_shows_every_image_once(images: int, first: int, seed: int) -> None:
-    """The endless stream is one permutation after another, wherever it is entered and however it is cut."""
-    samples = np.arange(first // images * images, first // images * images + 2 * images)
-    indices = sample_indices(samples, images=images, seed=seed)
-    assert sorted(indices[:images]) == sorted(indices[images:]) == list(range(images))
-    halves = [sample_indices(part, images=images, seed=seed) for part in np.array_split(samples, 2 * images // 3 + 1)]
-    assert np.array_equal(np.concatenate(halves), indices)
-
-
-def test_order_differs_between_epochs_and_seeds() -> None:
-    """No epoch repeats another, and another seed gives other orders."""
-    samples = np.arange(1000)
-    orders = {
-        sample_indices(samples + 1000 * epoch, images=1000, seed=seed).tobytes()
-        for epoch in range(4)
-        for seed in range(4)
-    }
-    assert len(orders) == 16
-
-
 def test_seed_changes_everything() -> None:
     """Two seeds share neither images nor crops nor masks."""
     (one,), (other,) = (take(make_config(seed=seed), 1) for seed in (1, 2))
@@ -163,10 +153,10 @@ def test_streams_of_random_numbers_do_not_meet() -> None:
     """No augmentation shares its seed with masks or an epoch's order, although numpy pads seeds with zeros."""
     states = {
         np.random.SeedSequence([3, stream, number]).generate_state(2, np.uint64).tobytes()
-        for stream in (AUGMENTATION, MASKS, ORDER)
+        for stream in (AUGMENTATION, MASKS, ORDER, SHARDS, WINDOWS)
         for number in range(50)
     }
-    assert len(states) == 150
+    assert len(states) == 250
 
 
 def test_replay_starts_the_data_again_on_resume() -> None:

@@ -1,8 +1,9 @@
-"""Multi-crop augmentation (DINO, DINOv2, Franca): one image in, its global and local crops out as float32 arrays.
+"""Multi-crop augmentation (DINO, DINOv2, Franca): one image in, its global and local crops out as bytes.
 
-Per crop: random resized crop, flip, color jitter, gray, blur, solarization of the second global crop, normalization,
-in upstream's order. The operations give the pixels that torchvision's give on PIL images, without torchvision. What
-is random is drawn first, as a `View`, from the generator passed in; rendering a view is deterministic.
+Per crop: random resized crop, flip, color jitter, gray, blur, solarization of the second global crop, in upstream's
+order; normalization, the last step, is left to the device. The operations give the pixels that torchvision's give on
+PIL images, without torchvision. What is random is drawn first, as a `View`, from the generator passed in; rendering a
+view is deterministic.
 """
 
 import functools
@@ -12,9 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import correlate1d
+from torch import Tensor
 
 from franca.config import Augment, Crops, Data, Quirks
 
@@ -26,7 +30,7 @@ JITTER_ORDERS = tuple(itertools.permutations(range(4)))
 
 Kind = Literal["global_1", "global_2", "local"]
 Box = tuple[int, int, int, int]
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,15 @@ class View:
 
 
 def multi_crop(
-    image: Image.Image, *, crops: Crops, augment: Augment, data: Data, quirks: Quirks, generator: np.random.Generator
+    image: Image.Image, *, crops: Crops, augment: Augment, quirks: Quirks, generator: np.random.Generator
 ) -> tuple[list[Pixels], list[Pixels]]:
-    """The two global and `local_number` local crops of an RGB image, each [3, px, px] and normalized."""
+    """The two global and `local_number` local crops of an RGB image, each [3, px, px]."""
     kinds: tuple[Kind, ...] = ("global_1", "global_2", *["local"] * crops.local_number)
     rendered = []
     for kind in kinds:
         view = draw_view(image.size, kind=kind, crops=crops, augment=augment, quirks=quirks, generator=generator)
         px = crops.local_px if kind == "local" else crops.global_px
-        rendered.append(normalize(render_view(image, view, px=px), data=data))
+        rendered.append(render_view(image, view, px=px).transpose(2, 0, 1))
     return rendered[:2], rendered[2:]
 
 
@@ -125,10 +129,16 @@ def render_view(image: Image.Image, view: View, *, px: int) -> NDArray[np.uint8]
     return pixels
 
 
-def normalize(pixels: NDArray[np.uint8], *, data: Data) -> Pixels:
+def normalize(pixels: NDArray[np.uint8], *, data: Data) -> NDArray[np.float32]:
     """Bytes [h, w, 3] as float32 [3, h, w]: scaled to 0..1, minus the mean, over the standard deviation."""
     scale, shift = _normalization(data.mean, data.std)
     return np.ascontiguousarray((pixels * scale + shift).transpose(2, 0, 1))
+
+
+def normalize_batch(pixels: UInt8[Tensor, "b 3 h w"], *, data: Data) -> Float32[Tensor, "b 3 h w"]:
+    """The same numbers for a batch, channels first, where it lies."""
+    scale, shift = (torch.from_numpy(x)[:, None, None].to(pixels.device) for x in _normalization(data.mean, data.std))
+    return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
 def adjust_brightness(image: Image.Image, factor: float) -> Image.Image:
@@ -190,7 +200,7 @@ def _between(bounds: tuple[float, float], u: float) -> float:
 
 
 @functools.lru_cache
-def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Pixels, Pixels]:
+def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scale and shift per channel that turn a byte into its normalized value."""
     spread = np.array(std)
     return (1 / (255 * spread)).astype(np.float32), (-np.array(mean) / spread).astype(np.float32)

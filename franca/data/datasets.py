@@ -1,42 +1,33 @@
 """Images to train on and to evaluate with: a dataset's name and folder in, images by index out.
 
 Every dataset is read at random, so a run's order depends on its seed alone. `digits` ships with scikit-learn; the
-others are folders of image files. A file that does not hold an image raises `UnreadableImageError`: whoever reads
-decides what stands in for it and counts it; nothing here makes an image up.
+others are image files or tar archives of them, found through an index (`franca data prepare`) or, of files, listed anew
+at every start. An image that cannot be read raises `UnreadableImageError`: whoever reads decides what stands in for it
+and counts it; nothing here makes an image up.
 """
 
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Split = Literal["train", "test"]
+from franca.data.archives import BLOCK, OpenArchives
+from franca.data.errors import DataError, UnreadableImageError
+from franca.data.images import decode_image, read_image
+from franca.data.index import Index, load_index, load_manifest, make_index, manifest_path
+from franca.data.layout import UNLABELED, Layout, Split, describe_layout, find_folder, find_layout, order_classes
+from franca.data.scan import refuse_loose_files, scan_source
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["DataError", "Dataset", "Sharded", "Split", "UnreadableImageError", "load_dataset", "read_image"]
+
 DIGITS_TEST_IMAGES = 360
-
-# Where the images of a split lie under the data root; the first folder that exists is taken. "" is the root itself.
-FOLDERS: dict[str, dict[Split, tuple[str, ...]]] = {
-    "imagenet1k": {"train": ("train",), "test": ("val",)},
-    "imagenet21k": {"train": ("train", "")},
-    "laion600m": {"train": ("train", "")},
-}
-UNLABELED = ("laion600m",)
-
-
-class DataError(ValueError):
-    """Data that is missing or not what it should be; the message names the folder and what belongs in it."""
-
-
-class UnreadableImageError(DataError):
-    """One file that does not hold an image; the message names it."""
+SHARDED = ("laion600m",)  # read shard after shard: too large for a file system to be read here and there
 
 
 @runtime_checkable
@@ -51,6 +42,13 @@ class Dataset(Protocol):
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The RGB image at `index` and its class. Raises `UnreadableImageError`."""
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A dataset that is best read shard after shard: the images `shards[i]` to `shards[i + 1]` lie side by side."""
+
+    shards: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,23 +70,61 @@ class Digits:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFolder:
+class ImageFiles:
     """Image files below a folder, one class per folder directly below it unless the dataset has no labels."""
 
     name: str
     root: str
-    paths: np.ndarray = field(repr=False)  # bytes below root; a list of 13 million strings would take a gigabyte
-    labels: NDArray[np.int64] = field(repr=False)
+    index: Index
     class_names: tuple[str, ...] = field(repr=False)
-    fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.index)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
+
+    @functools.cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each unit of the index."""
+        numbers = {class_name: number for number, class_name in enumerate(self.class_names)}
+        return np.array([numbers.get(class_name, 0) for class_name in self.index.unit_classes], np.int64)
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The image at `index` and its class. Raises `UnreadableImageError`."""
-        path = os.path.join(self.root, os.fsdecode(self.paths[index]))  # noqa: PTH118 - a hot path
-        return read_image(path), int(self.labels[index])
+        unit = self.index.unit_of(index)
+        path = os.path.join(self.root, self.index.unit_names[unit], os.fsdecode(self.index.name_of(index)))  # noqa: PTH118
+        return read_image(path), int(self.labels[unit])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArchives(ImageFiles):
+    """Images in tar archives, one class per archive unless the dataset has no labels; read in place, never unpacked."""
+
+    @functools.cached_property
+    def archives(self) -> OpenArchives:
+        """The archives that this process has open."""
+        return OpenArchives(self.root)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """The image at `index` and its class. Raises `UnreadableImageError`."""
+        unit = self.index.unit_of(index)
+        block, size = self.index.entries[index].tolist()
+        content, name = self.archives.read(self.index.unit_names[unit], offset=block * BLOCK, size=size)
+        return decode_image(content, name=name), int(self.labels[unit])
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.name, self.root, self.index, self.class_names)  # without what is open here
+
+
+@dataclass(frozen=True, eq=False)
+class ImageShards(ImageArchives):
+    """Image archives that are best read one after another."""
+
+    @property
+    def shards(self) -> NDArray[np.int64]:
+        return self.index.starts
 
 
 def load_dataset(name: str, *, root: str, split: Split) -> Dataset:
@@ -98,79 +134,53 @@ def load_dataset(name: str, *, root: str, split: Split) -> Dataset:
     """
     if name == "digits":
         return _load_digits(split)
-    if name not in FOLDERS:
-        raise DataError(f"unknown dataset {name}; known: {', '.join(['digits', *FOLDERS])}")
-    if split not in FOLDERS[name]:
-        raise DataError(f"{name} has no {split} split, it is only trained on; evaluate on imagenet1k")
-    return load_folder(_find_folder(name, root=root, split=split), name=name, labeled=name not in UNLABELED)
+    folder = find_folder(name, root=root, split=split)
+    manifest = manifest_path(root, split=split)
+    if not manifest.exists():
+        return _list_files(find_layout(name, root=root, split=split))
+    content = load_manifest(manifest)
+    if (content["dataset"], content["folder"]) != (name, folder):
+        raise DataError(
+            f"{manifest}: the index of {content['dataset']}, not of {name}; delete it or mend the data root"
+        )
+    index = load_index(str(manifest))
+    class_names = () if name in UNLABELED else order_classes(root, tuple(dict.fromkeys(index.unit_classes)))
+    kind = ImageFiles if content["kind"] == "files" else ImageShards if name in SHARDED else ImageArchives
+    return kind(name, os.path.join(root, folder), index, class_names)  # noqa: PTH118 - as the user wrote it
 
 
-def load_folder(folder: Path, *, name: str, labeled: bool) -> ImageFolder:
-    """Index a folder of images. Classes are the folders directly below it, empty ones too, in alphabetical order.
-
-    The fingerprint covers every file's path and size, not its bytes: those of a large dataset take hours to read.
-    """
-    class_names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir())) if labeled else ()
-    numbers = {class_name: number for number, class_name in enumerate(class_names)}
-    paths, labels = [], []
-    digest = hashlib.sha256()
-    for path, size in _list_images(folder):
-        top, separator, _ = path.partition("/")
-        if labeled and not separator:
-            raise DataError(f"{folder / path}: an image outside a class folder; {_layout(name)}")
-        paths.append(os.fsencode(path))
-        labels.append(numbers[top] if labeled else 0)
-        digest.update(os.fsencode(f"{path}\0{size}\n"))
-    if not paths:
-        raise DataError(f"{folder}: no images in this folder; {_layout(name)}")
-    return ImageFolder(name, str(folder), np.array(paths), np.array(labels), class_names, digest.hexdigest()[:16])
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a run notes of its data: how much there is, its fingerprint and, of indexed data, its manifest."""
+    index = getattr(dataset, "index", None)
+    manifest = load_manifest(Path(index.manifest)) if index is not None and index.manifest else None
+    return {
+        "dataset": dataset.name,
+        "images": len(dataset),
+        "classes": len(dataset.class_names),
+        "fingerprint": dataset.fingerprint,
+        **({} if manifest is None else {"manifest": manifest}),
+    }
 
 
-def read_image(path: str) -> Image.Image:
-    """The image file at `path` as RGB. Raises `UnreadableImageError`."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    # What Pillow's decoders raise on a broken file (Image.open's documentation, PNG and TIFF plugins).
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"{path}: {error}") from error
-
-
-def _find_folder(name: str, *, root: str, split: Split) -> Path:
-    """The folder that holds a split."""
-    if not root:
-        raise DataError(f"no data root is given for {name}; {_layout(name)}")
-    if not Path(root).is_dir():
-        raise DataError(f"{root}: the data root of {name} does not exist; {_layout(name)}")
-    for below in FOLDERS[name][split]:
-        if (folder := Path(root) / below).is_dir():
-            return folder
-    raise DataError(f"{Path(root) / FOLDERS[name][split][0]}: this folder of {name} does not exist; {_layout(name)}")
-
-
-def _layout(name: str) -> str:
-    """What belongs in a dataset's root, for an error message."""
-    if name == "imagenet1k":
-        return "the root must hold train/<class>/<image> and val/<class>/<image>"
-    if name in UNLABELED:
-        return "the root must hold image files, in folders of any depth (tar shards are not supported yet: unpack them)"
-    return "the root must hold <class>/<image> or train/<class>/<image> (tar files are not supported yet: unpack them)"
-
-
-def _list_images(folder: Path) -> Iterator[tuple[str, int]]:
-    """Every image below a folder as (relative path with slashes, bytes), in an order that no file system decides."""
-    below = [""]
-    while below:
-        prefix = below.pop()
-        try:
-            with os.scandir(folder / prefix) as entries:
-                children = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"{folder / prefix}: this folder cannot be read: {error.strerror}") from error
-        for entry in children:
-            if entry.is_file() and entry.name.lower().endswith(SUFFIXES):
-                yield prefix + entry.name, entry.stat().st_size
-        below += [f"{prefix}{entry.name}/" for entry in reversed(children) if entry.is_dir()]
+def _list_files(layout: Layout) -> ImageFiles:
+    """A dataset of files that has no index: its folders are listed here and now."""
+    if layout.kind == "archives":
+        raise DataError(
+            f"{layout.path}: {len(layout.sources):,} archives without an index; run once "
+            f"`franca data prepare {layout.dataset} --root {layout.root}`"
+        )
+    refuse_loose_files(layout)
+    scanned = [scan_source(source, layout=layout) for source in layout.sources]
+    if not any(unit.images for unit, _, _ in scanned):
+        raise DataError(f"{layout.path}: no images in this folder; {describe_layout(layout.dataset)}")
+    begins = np.cumsum([0, *(len(names) for _, _, names in scanned)])
+    entries = [part + np.array([begin, 0], np.uint32) for (_, part, _), begin in zip(scanned, begins, strict=False)]
+    index = make_index(
+        [unit for unit, _, _ in scanned],
+        entries=np.concatenate(entries),
+        names=np.concatenate([names for _, _, names in scanned]),
+    )
+    return ImageFiles(layout.dataset, str(layout.path), index, layout.class_names)
 
 
 def _load_digits(split: Split) -> Digits:

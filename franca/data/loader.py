@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from franca.config import ConfigError, TrainConfig
-from franca.data.augment import multi_crop
+from franca.config import ConfigError, Data, TrainConfig
+from franca.data.augment import multi_crop, normalize_batch
 from franca.data.datasets import DataError, Dataset, UnreadableImageError
+from franca.data.order import sample_indices
 from franca.data.prefetch import prefetch
 from franca.masking import draw_masks, plan_masks
 
 READ_ATTEMPTS = 100  # images drawn in place of an unreadable one before the dataset is given up
 
-# What a stream of random numbers is for: the second word of its seed, after the run's seed. 2 is the trainer's.
-AUGMENTATION, MASKS, ORDER = 0, 1, 3
-ON_DEVICE = ("global_crops", "local_crops", "masks")
+# What a stream of random numbers is for: the second word of its seed, after the run's. 2 and 4 are the trainer's, 3, 5
+# and 6 the order's.
+AUGMENTATION, MASKS = 0, 1
+CROPS = ("global_crops", "local_crops")
+ON_DEVICE = (*CROPS, "masks")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Batch:
     local_crops [n b, 3, h, w] likewise. masks [2 b, patches], True where the student does not see a patch of the global
     crop. mask_bound: the most patches these masks could have hidden, upstream's `upperbound`. indices [b]: each image's
     position in the dataset. unreadable: images that could not be read and were replaced, one line each.
+
+    The crops travel as bytes, a quarter of what they are on the device: `to` normalizes them with `data`'s mean and
+    standard deviation.
     """
 
     iteration: int
@@ -44,10 +50,13 @@ class Batch:
     mask_bound: int
     indices: Tensor
     unreadable: tuple[str, ...]
+    data: Data
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its crops and masks on `device`; does not wait for the copy of a pinned batch."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in ON_DEVICE})
+        """The batch with its masks and normalized crops on `device`; does not wait for the copy of a pinned batch."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ON_DEVICE}
+        crops = {name: normalize_batch(moved[name], data=self.data) for name in CROPS}
+        return replace(self, **{**moved, **crops})
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory."""
@@ -75,7 +84,7 @@ def make_loader(
     _check_batch(config, world_size=world_size)
     return prefetch(
         functools.partial(make_batch, config, dataset),
-        _list_requests(config, images=len(dataset), start_iteration=start_iteration, rank=rank),
+        _list_requests(config, dataset, start_iteration=start_iteration, rank=rank),
         workers=config.execution.workers,
         pin_memory=config.execution.device == "cuda",
     )
@@ -85,8 +94,8 @@ def make_batch(config: TrainConfig, dataset: Dataset, request: Request) -> Batch
     """Read, augment and mask the images of one request."""
     recipe = config.recipe
     crops, size = recipe.crops, len(request.indices)
-    global_crops = np.empty((2, size, 3, crops.global_px, crops.global_px), np.float32)
-    local_crops = np.empty((crops.local_number, size, 3, crops.local_px, crops.local_px), np.float32)
+    global_crops = np.empty((2, size, 3, crops.global_px, crops.global_px), np.uint8)
+    local_crops = np.empty((crops.local_number, size, 3, crops.local_px, crops.local_px), np.uint8)
     indices = np.empty(size, np.int64)
     unreadable: list[str] = []
     for position in range(size):
@@ -94,7 +103,7 @@ def make_batch(config: TrainConfig, dataset: Dataset, request: Request) -> Batch
         generator = np.random.default_rng([config.seed, AUGMENTATION, sample])
         image, indices[position] = _read(dataset, int(request.indices[position]), generator, unreadable)
         global_crops[:, position], local_crops[:, position] = multi_crop(
-            image, crops=crops, augment=recipe.augment, data=recipe.data, quirks=recipe.quirks, generator=generator
+            image, crops=crops, augment=recipe.augment, quirks=recipe.quirks, generator=generator
         )
     masks, mask_bound = _make_masks(config, request)
     return Batch(
@@ -105,26 +114,11 @@ def make_batch(config: TrainConfig, dataset: Dataset, request: Request) -> Batch
         mask_bound=mask_bound,
         indices=torch.from_numpy(indices),
         unreadable=tuple(unreadable),
+        data=recipe.data,
     )
 
 
-def sample_indices(samples: NDArray[np.int64], *, images: int, seed: int) -> NDArray[np.int64]:
-    """The image that each sample number of the endless stream shows: one permutation of the dataset after another."""
-    epochs, positions = np.divmod(samples, images)
-    indices = np.empty(len(samples), np.int64)
-    for epoch in np.unique(epochs).tolist():
-        chosen = epochs == epoch
-        indices[chosen] = _permutation(images, seed, epoch)[positions[chosen]]
-    return indices
-
-
-@functools.lru_cache(maxsize=2)  # a batch may lie across two epochs
-def _permutation(images: int, seed: int, epoch: int) -> NDArray[np.int32]:
-    """An epoch's order; 4 bytes an image, since a dataset may hold hundreds of millions."""
-    return np.random.default_rng([seed, ORDER, epoch]).permutation(np.arange(images, dtype=np.int32))
-
-
-def _list_requests(config: TrainConfig, *, images: int, start_iteration: int, rank: int) -> Iterator[Request]:
+def _list_requests(config: TrainConfig, dataset: Dataset, *, start_iteration: int, rank: int) -> Iterator[Request]:
     """The batches of one process, endlessly."""
     global_batch, execution = config.recipe.global_batch, config.execution
     size = execution.batch_per_process
@@ -135,7 +129,7 @@ def _list_requests(config: TrainConfig, *, images: int, start_iteration: int, ra
         for step in range(execution.accumulation):
             first = (rank * execution.accumulation + step) * size
             samples = (iteration - replayed) * global_batch + first + np.arange(size)
-            indices = sample_indices(samples, images=images, seed=config.seed)
+            indices = sample_indices(samples, dataset=dataset, seed=config.seed)
             yield Request(iteration, iteration - replayed, first, indices)
         iteration += 1
 
