@@ -21,6 +21,7 @@ def broken_rules(recipe: Recipe) -> Iterator[BrokenRule]:
     yield from _ranges(recipe)
     yield from _schedules(recipe)
     yield from _quirks(recipe)
+    yield from _distillation(recipe)
 
 
 def _sizes(recipe: Recipe) -> Iterator[BrokenRule]:
@@ -31,6 +32,13 @@ def _sizes(recipe: Recipe) -> Iterator[BrokenRule]:
     if width % recipe.model.heads:
         yield BrokenRule(
             "model.heads", f"{recipe.model.heads} heads do not divide a width of {width}", "choose a divisor"
+        )
+    group = recipe.losses.koleo_images
+    if group and recipe.global_batch % group:
+        yield BrokenRule(
+            "losses.koleo_images",
+            f"a batch of {recipe.global_batch} has no whole groups of {group} images",
+            "choose a divisor",
         )
     if nesting and (list(nesting) != sorted(set(nesting)) or nesting[-1] != width):
         yield BrokenRule(
@@ -43,6 +51,30 @@ def _sizes(recipe: Recipe) -> Iterator[BrokenRule]:
                 f"{head.prototypes} prototypes do not divide among the widths {list(nesting)} in proportion",
                 f"choose a multiple of {width // nesting[0]}",
             )
+
+
+def _distillation(recipe: Recipe) -> Iterator[BrokenRule]:
+    frozen = recipe.frozen_teacher
+    if frozen is None:
+        return
+    for key, value in (
+        ("masking.sample_probability", recipe.masking.sample_probability),
+        ("model.drop_path", recipe.model.drop_path),
+    ):
+        if value:
+            yield BrokenRule(key, f"{value}, but distillation masks no patches and drops no paths", f"{key} = 0")
+    if frozen.model.patch_px != recipe.model.patch_px:
+        yield BrokenRule(
+            "model.patch_px",
+            f"patches of {recipe.model.patch_px} px are not the teacher's, of {frozen.model.patch_px} px",
+            f"model.patch_px = {frozen.model.patch_px}",
+        )
+    if any(width * frozen.model.embed_dim % recipe.model.embed_dim for width in recipe.heads.nesting):
+        yield BrokenRule(
+            "heads.nesting",
+            f"these shares of {recipe.model.embed_dim} are no whole widths of the teacher's {frozen.model.embed_dim}",
+            "choose widths that are",
+        )
 
 
 def _ranges(recipe: Recipe) -> Iterator[BrokenRule]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from franca.config import ConfigError, load_config
 from franca.data.datasets import DataError
+from franca.models.weights import WeightsError
 from franca.train.checkpoint import CheckpointError
 from franca.train.loop import train
 from franca.train.metrics import NonFiniteError
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         if not path.is_file():
             raise ConfigError(f"{path}: no such file; a run folder holds one")
         return EXIT_CODES[train(load_config(path), folder=path.parent)]
-    except (CheckpointError, ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (NonFiniteError, KeyboardInterrupt) as error:

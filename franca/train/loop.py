@@ -33,7 +33,7 @@ from franca.schedules import make_schedules
 from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
 from franca.train.metrics import LOG, LOSSES, Metrics, open_log
 from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
-from franca.train.parallel import make_model, wrap
+from franca.train.parallel import load_start, make_model, wrap
 from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
 from franca.train.self_distillation import SelfDistillation, Views, gather_parts, make_views
 
@@ -46,7 +46,8 @@ DROPPED_PATHS, INITIAL_WEIGHTS = 2, 4
 def train(config: TrainConfig, *, folder: Path) -> Outcome:
     """Train from the newest checkpoint in `folder`, or from the start, to the recipe's end or `until_iteration`.
 
-    Raises `ConfigError` and `DataError` on what the user can mend, `NonFiniteError` where the losses diverge.
+    Raises `ConfigError`, `DataError` and `WeightsError` on what the user can mend, `NonFiniteError` where the losses
+    diverge.
     """
     recipe, execution = config.recipe, config.execution
     check_config(config)
@@ -79,6 +80,8 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             metrics.block, metrics.skipped = checkpoint["block"], checkpoint.get("skipped", 0)
             # Empty where the run began on a CPU, which scales nothing
             scaler.load_state_dict(checkpoint["scaler"] or scaler.state_dict())
+        else:
+            load_start(model, config=config)
         checkpoints = stack.enter_context(make_checkpoints(folder, config=config))
         batches = make_loader(config, dataset, start_iteration=done, rank=rank(), world_size=world_size())
         stack.callback(batches.close)
@@ -168,6 +171,17 @@ def check_config(config: TrainConfig) -> None:
             raise ConfigError(f"execution.{key}: {getattr(execution, key)} is not at least 1")
     if recipe.crops.local_number < 1:
         raise ConfigError(f"recipe.crops.local_number: {recipe.crops.local_number} is not at least 1")
+    batch, group = execution.batch_per_process, recipe.losses.koleo_images or recipe.global_batch
+    if recipe.global_batch % group or (batch % group and group % batch):
+        raise ConfigError(
+            f"recipe.losses.koleo_images: groups of {group} do not fit into {recipe.global_batch} images of which a "
+            f"process takes {batch} at a time"
+        )
+    if recipe.frozen_teacher and (recipe.masking.sample_probability or recipe.model.drop_path):
+        raise ConfigError(
+            "recipe.frozen_teacher: distillation masks no patches and drops no paths; set "
+            "recipe.masking.sample_probability and recipe.model.drop_path to 0"
+        )
     for key in ("global_px", "local_px"):
         px, patch_px = getattr(recipe.crops, key), recipe.model.patch_px
         if px % patch_px:

@@ -14,10 +14,10 @@ from franca.train.self_distillation import DTYPES, HEADS, SelfDistillation
 
 
 def make_model(config: TrainConfig, *, device: torch.device, generator: torch.Generator) -> SelfDistillation:
-    """The networks of a run on `device`, of first values that depend on `generator` and the recipe's `start` alone.
+    """The networks of a run on `device`, with first values that depend on `generator` alone.
 
-    Made on the meta device, so that no process ever holds more than its share and one whole tensor. Raises
-    `ConfigError` and `WeightsError` on what the recipe names and the site lacks.
+    Made on the meta device, so that no process ever holds more than its share and one whole tensor. A frozen teacher's
+    values are not numbers before `load_start` or a checkpoint gives them.
     """
     precision = config.recipe.precision.backbone
     dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
@@ -33,7 +33,6 @@ def make_model(config: TrainConfig, *, device: torch.device, generator: torch.Ge
     for tensor in model.state_dict().values():
         tensor.fill_(torch.nan)  # one that is forgotten below shows at the first step
     model.init_weights(generator)
-    load_start(model, config=config)
     return model
 
 
@@ -77,7 +76,8 @@ def load_start(model: SelfDistillation, *, config: TrainConfig) -> None:
     """Replace first values by those of the rows that the recipe starts from and learns from.
 
     A file of a whole run gives its student to the student and its teacher to the teacher; one of a single network is
-    given to both. Positions are resampled to the run's grid.
+    given to both. Positions are resampled to the run's grid. Raises `ConfigError` and `WeightsError` on what the recipe
+    names and the site lacks.
     """
     recipe, execution = config.recipe, config.execution
     if recipe.start:
