@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("franca.train.__main__", "train a run, or go on with it"),
+    "consolidate": ("franca.train.consolidate", "one weights file of a checkpoint's teacher, student or both"),
     "evaluate": ("franca.evaluate.__main__", "measure the newest teacher of a run"),
 }
 
