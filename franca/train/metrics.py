@@ -2,8 +2,8 @@
 
 A printed value is the lower median of the last 20 iterations, the one in brackets the mean since the process started
 (dinov2 `logging/helpers.py`). Losses stay on the device: one transfer per `check`. The JSON lines hold more than
-DINOv2's: block means, images per second, and the model FLOPs that a process did, as a share of its device's peak (`mfu`)
-where that is known.
+DINOv2's: block means, images per second, and the model FLOPs that a process did, as a share of its device's peak
+(`mfu`) where that is known.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from franca.closed_form import Beginning, first_losses, make_beginning
 from franca.config import TrainConfig
 from franca.distributed import all_processes, all_reduce_mean, rank
+from franca.flops import peak_tflops, step_flops
 
 LOG = logging.getLogger("franca")
 WINDOW = 20  # dinov2 `SmoothedValue(window_size=20)`
