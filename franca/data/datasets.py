@@ -97,6 +97,9 @@ class ImageFiles:
         path = os.path.join(self.root, self.index.unit_names[unit], os.fsdecode(self.index.name_of(index)))  # noqa: PTH118
         return read_image(path), int(self.labels[unit])
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.name, self.root, self.index, self.class_names)  # without what is open or cached here
+
 
 @dataclass(frozen=True, eq=False)
 class ImageArchives(ImageFiles):
@@ -109,13 +112,14 @@ class ImageArchives(ImageFiles):
 
     def read(self, index: int) -> tuple[Image.Image, int]:
         """The image at `index` and its class. Raises `UnreadableImageError`."""
-        unit = self.index.unit_of(index)
-        block, size = self.index.entries[index].tolist()
-        content, name = self.archives.read(self.index.unit_names[unit], offset=block * BLOCK, size=size)
-        return decode_image(content, name=name), int(self.labels[unit])
+        content, name = self.read_bytes(index)
+        return decode_image(content, name=name), int(self.labels[self.index.unit_of(index)])
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.name, self.root, self.index, self.class_names)  # without what is open here
+    def read_bytes(self, index: int) -> tuple[bytes, str]:
+        """The encoded image at `index` and its name. Raises `UnreadableImageError`."""
+        block, size = self.index.entries[index].tolist()
+        archive = self.index.unit_names[self.index.unit_of(index)]
+        return self.archives.read(archive, offset=block * BLOCK, size=size)
 
 
 @dataclass(frozen=True, eq=False)
