@@ -2,6 +2,7 @@
 # make test    every test
 # make check   format, lint, types and tests: what CI runs
 # make references   train the reference runs of `digits` anew and publish their logs; about half an hour
+# make soak    kill the trainer at 50 random moments and hold what is left against a run left alone; some minutes
 # make format  rewrite the code in the house format
 # make clean   remove the environment and caches; runs/ and reports/ stay
 
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo test lint check references format clean
+.PHONY: help demo test lint check references soak format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -41,6 +42,9 @@ references: $(INSTALLED)
 	    reproduce train digits --seed $$seed && reproduce evaluate digits --seed $$seed && \
 	    reproduce publish runs/digits@1/seed=$$seed logfiles/digits/seed-$$seed || exit; \
 	done
+
+soak: $(INSTALLED)
+	python tests/soak.py
 
 format: $(INSTALLED)
 	ruff format

@@ -16,6 +16,7 @@ import pytest
 import torch
 from recipes import make_recipe, make_train_config
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_distributed import run_processes
 from torch import Tensor
 
@@ -128,6 +129,32 @@ def test_next_step_does_not_reach_a_checkpoint_under_way(tmp_path: Path) -> None
     assert (checkpoint["iteration"], checkpoint["block"]) == (30, [3.0])
     assert_equal(run, loaded)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["000030", "000020"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+def test_next_step_on_a_device_does_not_reach_a_checkpoint_under_way(tmp_path: Path) -> None:
+    """The copy is queued on the device between two steps: what the second one writes is not in it."""
+    weights = torch.full((64, 1024, 1024), 1.0, device="cuda")
+    model = torch.nn.ParameterDict({"weights": weights})
+    with make_checkpoints(tmp_path, config=CONFIG) as checkpoints:
+        for done in (1, 2, 3):
+            checkpoints.save(done, model=model, optimizer=torch.optim.SGD(model.values()), progress=PROGRESS)
+            with torch.no_grad():
+                model["weights"].add_(1.0)
+    for done in (2, 3):
+        (path,) = (tmp_path / "checkpoints" / f"{done:06d}").glob("*.safetensors")
+        assert bool((load_file(path)["model.weights"] == float(done)).all())
+
+
+def test_frozen_teacher_is_not_in_it(tmp_path: Path) -> None:
+    """What no step changes comes from its own file: a checkpoint of a distillation holds neither it nor asks for it."""
+    run = Run(1)
+    run.model.frozen_teacher = torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})
+    run.save(tmp_path, done=10)
+    (path,) = (tmp_path / "checkpoints" / "000010").glob("*.safetensors")
+    assert not [name for name in load_file(path) if "frozen_teacher" in name]
+    assert run.load(tmp_path) is not None
 
 
 def test_equal_states_make_equal_files(tmp_path: Path) -> None:

@@ -282,9 +282,11 @@ def _quiet_alone() -> Iterator[None]:
 def _list_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """All that a step changes, by name: parameters, centers, and the optimizer's moments and step counts.
 
-    The state is asked for first: that makes FSDP let go of gathered parameters, which have no moments.
+    The state is asked for first: that makes FSDP let go of gathered parameters, which have no moments. A frozen teacher
+    comes from its own file at every launch.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in state.items() if not name.startswith("frozen_teacher.")}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = tensor
