@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from franca.data.datasets import SUFFIXES, DataError, read_image
+from franca.data.datasets import DataError, read_image
 
 IGNORED = 255  # of a mask as it is given out: pixels that are neither learnt from nor judged
 
@@ -126,7 +126,7 @@ def _load_ade20k(root: Path, split: str) -> SegmentationSet:
     images, masks = root / "images" / folders[split], root / "annotations" / folders[split]
     if not images.is_dir():
         raise DataError(f"{images}: this folder does not exist; the folder of ade20k must hold {HOLDS['ade20k']}")
-    names = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
+    names = sorted(images.glob("*.jpg"))
     pairs = tuple((path, masks / f"{path.stem}.png") for path in names)
     return SegmentationSet("ade20k", ADE20K_CLASSES, 1, 0, pairs)
 

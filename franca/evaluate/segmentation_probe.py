@@ -90,7 +90,8 @@ def train_probe(
     """A head that has learnt from crops of the train images, in evaluation mode."""
     probe, optimizer = None, None
     for iteration, (images, masks) in enumerate(read_crops(train, protocol=protocol, geometry=geometry)):
-        patches = encode(images)
+        with torch.no_grad():
+            patches = encode(images)
         if probe is None or optimizer is None:
             probe = SegmentationProbe(patches.shape[2], classes=len(train.class_names)).to(device).train()
             probe.init_weights(torch.Generator(device).manual_seed(protocol.seed))
