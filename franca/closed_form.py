@@ -12,6 +12,7 @@ with the student's lowers it, by at most the `coupling`; after Sinkhorn-Knopp by
 whose first center is zero, by all. KoLeo depends on the images and has no such value.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from franca.config import Head, Heads, Recipe, prototypes_per_level
+from franca.masking import MIN_RECTANGLE
 
 WEIGHT_STD = 0.02  # of every linear layer of a head (dinov2 dino_head.py)
 HERMITE_POINTS = 64
@@ -44,7 +46,8 @@ class FirstLoss:
 class Beginning:
     """What decides the first losses. `masked` is the share of global crops that iBOT compares, 0 where it is off.
 
-    normalized: bottlenecks have unit length. full_input: every nesting level sees all of the embedding.
+    normalized: bottlenecks have unit length. full_input: every nesting level sees all of the embedding. empty: the most
+    of the masks that may hide nothing.
     """
 
     heads: Heads
@@ -56,6 +59,7 @@ class Beginning:
     centering: Literal["sinkhorn", "softmax"]
     normalized: bool
     full_input: bool
+    empty: float = 0.0
 
 
 def make_beginning(recipe: Recipe) -> Beginning | None:
@@ -74,6 +78,7 @@ def make_beginning(recipe: Recipe) -> Beginning | None:
         centering=recipe.losses.centering,
         normalized=not recipe.quirks.head_unnormalized,
         full_input=recipe.quirks.matryoshka_full_input,
+        empty=_empty_masks(recipe),
     )
 
 
@@ -91,6 +96,7 @@ def first_losses(beginning: Beginning) -> dict[str, FirstLoss]:
     }
     if beginning.masked:
         ibot = _first_loss(beginning, heads.ibot, shared=SHARED_PATCH)
+        ibot = dataclasses.replace(ibot, low=ibot.low * (1 - beginning.empty))
         losses["ibot_loss"] = _scaled(ibot, beginning.masked / 2)
     return losses
 
@@ -160,6 +166,15 @@ def _first_loss(beginning: Beginning, head: Head, *, shared: float) -> FirstLoss
     lowered = shared if beginning.centering == "sinkhorn" else SOFTMAX
     low = value - lowered * coupling - ABOVE * value
     return FirstLoss(value, low, value + ABOVE * value + ABOVE_COUPLING * coupling)
+
+
+def _empty_masks(recipe: Recipe) -> float:
+    """The share of block masks that ask for less than the smallest rectangle: on a small grid none may fit them."""
+    low, high = recipe.masking.ratio
+    smallest = MIN_RECTANGLE / (recipe.crops.global_px // recipe.model.patch_px) ** 2
+    if recipe.masking.kind != "block" or smallest <= low:
+        return 0.0
+    return min((smallest - low) / (high - low), 1.0) if high > low else 1.0
 
 
 def _scaled(loss: FirstLoss, share: float) -> FirstLoss:

@@ -19,6 +19,7 @@ from reproduce.checks import MetricResult as MetricResult
 from reproduce.conclusions import Grounds, decide, exit_code, say_open_questions, say_outcome
 from reproduce.conclusions import Outcome as Outcome
 from reproduce.curves import BLOCKS_PER_OCTAVE
+from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
 from reproduce.layers.fingerprint import check_first_lines, identical_run
@@ -130,6 +131,7 @@ def _make_checks(
         *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
         *check_schedules(mine, references=references),
         *check_absolute(mine, references=references),
+        check_beginning(mine),
         *check_losses(mine, bands=bands),
         *check_knn(knn, mine=mine, margin=margins.knn_points),
     )

@@ -11,6 +11,8 @@ import pytest
 import torch
 from recipes import make_recipe, make_train_config
 
+from franca.closed_form import first_losses, make_beginning
+from franca.flops import step_flops
 from franca.train.metrics import LOSSES, Metrics, NonFiniteError, append_line, mend_last_line, open_log
 
 LOGS = Path(__file__).parents[2] / "shared" / "logs" / "dinov2"
@@ -85,7 +87,7 @@ def test_text_lines_are_those_of_real_logs(tmp_path: Path) -> None:
     values = random_losses(31)
     with open_log(tmp_path):
         run(make_metrics(tmp_path, iterations=125_000), values)
-    lines = (tmp_path / "log.txt").read_text().splitlines()
+    lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "Training" in line]
     assert len(lines) == 4
     match = LINE.fullmatch(lines[-1])
     assert match
@@ -174,7 +176,35 @@ def test_log_is_closed_again(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         with open_log(tmp_path / name):
             run(make_metrics(tmp_path / name), random_losses(1))
-    assert len((tmp_path / "one" / "log.txt").read_text().splitlines()) == 1
+    assert (tmp_path / "one" / "log.txt").read_text().count("Training  [") == 1
+
+
+def test_model_flops_are_those_of_the_images(tmp_path: Path) -> None:
+    """A line holds the model TFLOP/s of one process; a share of the peak only where the device's peak is known."""
+    metrics = make_metrics(tmp_path)
+    run(metrics, random_losses(11))
+    metrics.peak_tflops = 0.5
+    run(metrics, random_losses(20)[11:] + random_losses(11), start=11)
+    first, _, known = records(tmp_path)[:3]
+    cost = step_flops(make_recipe(), images=64).total
+    assert first["tflops_per_process"] == pytest.approx(128 * cost / 1e12)
+    assert "mfu" not in first
+    assert known["mfu"] == pytest.approx(known["tflops_per_process"] / 0.5)
+
+
+def test_first_losses_are_logged_beside_their_closed_form(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At iteration 0 alone, and a loss that random weights do not have is a warning."""
+    beginning = make_beginning(make_recipe())
+    assert beginning is not None
+    expected = first_losses(beginning)
+    right = [expected[name].value if name in expected else 0.5 for name in LOSSES]
+    with open_log(tmp_path):
+        run(make_metrics(tmp_path, period=1), [right, [2 * value for value in right]])
+        assert [record.levelname for record in caplog.records] == ["INFO"] * 5
+        (tmp_path / "other").mkdir()
+        run(make_metrics(tmp_path / "other"), [[2 * value for value in right]])
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(":")[0] for line in warnings] == list(expected)
 
 
 def test_steps_that_are_not_finite_are_skipped_as_often_as_allowed(
