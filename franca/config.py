@@ -56,7 +56,7 @@ class Model:
 class Data:
     """The training set and the one k-NN is evaluated on. Where the files lie is the site's business."""
 
-    dataset: Literal["digits", "imagenet21k", "laion600m"]
+    dataset: Literal["digits", "imagenet1k", "imagenet21k", "laion600m", "folder"]
     images: int
     classes: int
     evaluation_dataset: Literal["digits", "imagenet1k"]

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from franca.data.archives import BLOCK, OpenArchives
-from franca.data.errors import DataError, UnreadableImageError
+from franca.data.errors import DataError
+from franca.data.errors import UnreadableImageError as UnreadableImageError  # a part of `Dataset`
 from franca.data.images import decode_image, read_image
 from franca.data.index import Index, load_index, load_manifest, make_index, manifest_path
 from franca.data.layout import UNLABELED, Layout, Split, describe_layout, find_folder, find_layout, order_classes
 from franca.data.scan import refuse_loose_files, scan_source
-
-__all__ = ["DataError", "Dataset", "Sharded", "Split", "UnreadableImageError", "load_dataset", "read_image"]
 
 DIGITS_TEST_IMAGES = 360
 SHARDED = ("laion600m",)  # read shard after shard: too large for a file system to be read here and there

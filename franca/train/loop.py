@@ -36,6 +36,7 @@ from franca.train.optim import apply_schedules, clip_gradients, guarded_step, ma
 from franca.train.parallel import load_start, make_model, wrap
 from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
 from franca.train.self_distillation import SelfDistillation, Views, gather_parts, make_views
+from franca.train.unreadable import UnreadableImages
 
 Outcome = Literal["finished", "paused", "interrupted"]
 
@@ -72,6 +73,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         optimizer = make_optimizer(model.student, optim=recipe.optim)
         scaler = make_scaler(recipe.precision, device=device)
         metrics = Metrics(config, folder=folder, device=device, scaled=scaler.is_enabled())
+        unreadable = UnreadableImages(folder)
         LOG.info("Model:\n%s", model)
         checkpoint = load_newest_checkpoint(folder, config=config, model=model, optimizer=optimizer)
         done = 0
@@ -99,8 +101,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             iteration, started = done, time.perf_counter()
             parts = [next(batches) for _ in range(execution.accumulation)]
             data_s = time.perf_counter() - started
-            for line in (line for part in parts for line in part.unreadable):
-                LOG.warning("an image that could not be read was replaced: %s", line)
+            unreadable.add(line for part in parts for line in part.unreadable)
 
             now = {
                 "lr": float(schedules.lr[iteration]),
@@ -133,6 +134,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             metrics.add_times(iteration_s=time.perf_counter() - started, data_s=data_s)
 
             if metrics.is_due(iteration):
+                metrics.unreadable = unreadable.write()
                 speed = metrics.write(iteration)
                 write_state(folder, state="running", iteration=done, of=recipe.iterations, images_per_second=speed)
             stopping = vote.cast(bool(stop.asked))
@@ -141,6 +143,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 evaluate(model, config=config, folder=folder, done=done, device=device)
             if is_multiple(done, execution.checkpoint_period_iterations) or done == end or stopping:
                 metrics.check()
+                unreadable.write()
                 progress = {"block": metrics.block, "skipped": metrics.skipped, "scaler": scaler.state_dict()}
                 checkpoints.save(done, model=model, optimizer=optimizer, progress=progress)
 

@@ -88,6 +88,7 @@ class Metrics:
         self.skips = config.recipe.optim.nonfinite_skips
         self.skipped = 0
         self.left_out = False
+        self.unreadable = 0
         self.meters: dict[str, Meter] = {}
         self.pending: list[tuple[int, dict[str, float], Tensor]] = []
         self.raw: dict[str, float] = {}
@@ -189,6 +190,8 @@ class Metrics:
             "tflops_per_process": images_per_second * self.teraflops_per_image,
             "max_memory_mb": max_memory_mb(self.device),
         }
+        if self.unreadable:
+            record["unreadable_images"] = self.unreadable
         if self.peak_tflops is not None:
             record["mfu"] = record["tflops_per_process"] / self.peak_tflops
         return {name: value for name, value in record.items() if math.isfinite(value)}

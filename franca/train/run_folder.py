@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from franca.config import ConfigError, TrainConfig, dump_config, peak_lr
-from franca.data.datasets import Dataset
+from franca.data.datasets import Dataset, describe_dataset
 from franca.distributed import rank
 from franca.evaluate.knn import replace_file
 from franca.train.metrics import LOG
@@ -132,12 +132,7 @@ def write_environment(folder: Path, *, config: TrainConfig, device: torch.device
         "threads": torch.get_num_threads(),
         "processes": config.execution.processes,
         "packages": {name: version for name in PACKAGES if (version := _installed(name))},
-        "data": {
-            "dataset": dataset.name,
-            "images": len(dataset),
-            "classes": len(dataset.class_names),
-            "fingerprint": dataset.fingerprint,
-        },
+        "data": describe_dataset(dataset),
     }
     replace_file(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
 
