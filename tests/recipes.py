@@ -89,7 +89,7 @@ def make_recipe(**changes: Any) -> Recipe:
     """The small recipe with some keys replaced; a group's keys are merged (`optim={"base_lr": 1e-3}`)."""
     mapping = dict(RECIPE)
     for key, value in changes.items():
-        mapping[key] = {**RECIPE[key], **value} if isinstance(value, dict) else value
+        mapping[key] = {**RECIPE.get(key, {}), **value} if isinstance(value, dict) else value
     return make_config(Recipe, mapping)
 
 

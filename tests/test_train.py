@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from recipes import make_recipe, make_train_config
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from franca.config import ConfigError, TrainConfig, dump_config
 from franca.train.__main__ import main
@@ -72,10 +75,13 @@ def read_knn(folder: Path) -> dict[str, str]:
 
 
 def read_weights(folder: Path, *, done: int) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint."""
-    weights: dict[str, torch.Tensor] = {}
-    for path in (folder / "checkpoints" / f"{done:06d}").glob("*.safetensors"):
-        weights |= load_file(path)
+    """Every tensor of a checkpoint, whole."""
+    reader = HuggingFaceStorageReader(str(folder / "checkpoints" / f"{done:06d}"))
+    metadata = reader.read_metadata().state_dict_metadata
+    weights = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in metadata.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        dcp.load(weights, storage_reader=reader, no_dist=True)
     return weights
 
 

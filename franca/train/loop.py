@@ -33,7 +33,7 @@ from franca.schedules import make_schedules
 from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
 from franca.train.metrics import LOG, LOSSES, Metrics, open_log
 from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
-from franca.train.parallel import load_start, make_model, wrap
+from franca.train.parallel import load_frozen_teacher, load_start, make_model, wrap
 from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
 from franca.train.self_distillation import SelfDistillation, Views, gather_parts, make_views
 from franca.train.unreadable import UnreadableImages
@@ -69,6 +69,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         write_environment(folder, config=config, device=device, dataset=dataset)
         initial = torch.Generator().manual_seed(derive_seed(config.seed, INITIAL_WEIGHTS))
         model = make_model(config, device=device, generator=initial)
+        load_frozen_teacher(model, config=config)
         caller = wrap(model, config=config)
         optimizer = make_optimizer(model.student, optim=recipe.optim)
         scaler = make_scaler(recipe.precision, device=device)
@@ -175,7 +176,7 @@ def check_config(config: TrainConfig) -> None:
     if recipe.crops.local_number < 1:
         raise ConfigError(f"recipe.crops.local_number: {recipe.crops.local_number} is not at least 1")
     batch, group = execution.batch_per_process, recipe.losses.koleo_images or recipe.global_batch
-    if recipe.global_batch % group or (batch % group and group % batch):
+    if recipe.global_batch % batch == 0 and (recipe.global_batch % group or (batch % group and group % batch)):
         raise ConfigError(
             f"recipe.losses.koleo_images: groups of {group} do not fit into {recipe.global_batch} images of which a "
             f"process takes {batch} at a time"

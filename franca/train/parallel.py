@@ -17,7 +17,7 @@ def make_model(config: TrainConfig, *, device: torch.device, generator: torch.Ge
     """The networks of a run on `device`, with first values that depend on `generator` alone.
 
     Made on the meta device, so that no process ever holds more than its share and one whole tensor. A frozen teacher's
-    values are not numbers before `load_start` or a checkpoint gives them.
+    values are not numbers before `load_frozen_teacher` has given them.
     """
     precision = config.recipe.precision.backbone
     dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
@@ -73,25 +73,31 @@ def compile_blocks(model: SelfDistillation) -> None:
 
 
 def load_start(model: SelfDistillation, *, config: TrainConfig) -> None:
-    """Replace first values by those of the rows that the recipe starts from and learns from.
+    """Replace first values by those of the row that the recipe starts from, if it names one.
 
     A file of a whole run gives its student to the student and its teacher to the teacher; one of a single network is
     given to both. Positions are resampled to the run's grid. Raises `ConfigError` and `WeightsError` on what the recipe
     names and the site lacks.
     """
-    recipe, execution = config.recipe, config.execution
-    if recipe.start:
-        path = _weights_path(execution.start_weights, key="start_weights", row=recipe.start)
-        weights = load_weights(path)
-        students = {
-            name.removeprefix("student."): tensor for name, tensor in weights.items() if name.startswith("student.")
-        }
-        load_networks(model.teacher, weights, path=path, heads_required=False)
-        load_networks(model.student, students or weights, path=path, heads_required=False)
-    if recipe.frozen_teacher:
-        path = _weights_path(execution.teacher_weights, key="teacher_weights", row=recipe.frozen_teacher.row)
-        assert model.frozen_teacher is not None
-        load_networks(model.frozen_teacher, load_weights(path), path=path, heads_required=True)
+    if not config.recipe.start:
+        return
+    path = _weights_path(config.execution.start_weights, key="start_weights", row=config.recipe.start)
+    weights = load_weights(path)
+    students = {
+        name.removeprefix("student."): tensor for name, tensor in weights.items() if name.startswith("student.")
+    }
+    load_networks(model.teacher, weights, path=path, heads_required=False)
+    load_networks(model.student, students or weights, path=path, heads_required=False)
+
+
+def load_frozen_teacher(model: SelfDistillation, *, config: TrainConfig) -> None:
+    """Load the teacher of a distillation, at every launch: checkpoints leave it out. Raises as `load_start` does."""
+    if not config.recipe.frozen_teacher:
+        return
+    assert model.frozen_teacher is not None
+    row = config.recipe.frozen_teacher.row
+    path = _weights_path(config.execution.teacher_weights, key="teacher_weights", row=row)
+    load_networks(model.frozen_teacher, load_weights(path), path=path, heads_required=True)
 
 
 def load_networks(
