@@ -9,8 +9,12 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("franca.train.__main__", "train a run, or go on with it"),
+    "data": ("franca.data.__main__", "index and check the images of a published row"),
     "consolidate": ("franca.train.consolidate", "one weights file of a checkpoint's teacher, student or both"),
     "evaluate": ("franca.evaluate.__main__", "measure the newest teacher of a run"),
+    "evaluate-dense": ("franca.evaluate.dense", "segment PASCAL VOC or ADE20K by frozen patch features"),
+    "pca": ("franca.evaluate.pca", "show patch features as colors"),
+    "rasa": ("franca.train.rasa", "remove from patch tokens what tells their position"),
 }
 
 

@@ -111,7 +111,9 @@ def _choose(method: str, options: argparse.Namespace) -> tuple[InContext | Linea
     if method == "in-context":
         protocol = InContext(options.memory, options.k, options.temperature, options.seed)
         return protocol, evaluate_in_context
-    return LinearProbe(iterations=options.iterations, lr=options.lr, seed=options.seed), evaluate_probe
+    warmup = max(1, options.iterations * LinearProbe.warmup_iterations // LinearProbe.iterations)  # the same share
+    probe = LinearProbe(iterations=options.iterations, lr=options.lr, warmup_iterations=warmup, seed=options.seed)
+    return probe, evaluate_probe
 
 
 def _make_parser() -> argparse.ArgumentParser:
