@@ -11,10 +11,11 @@ COMMANDS = {
     "train": ("franca.train.__main__", "train a run, or go on with it"),
     "data": ("franca.data.__main__", "index and check the images of a published row"),
     "consolidate": ("franca.train.consolidate", "one weights file of a checkpoint's teacher, student or both"),
-    "evaluate": ("franca.evaluate.__main__", "measure the newest teacher of a run"),
+    "evaluate": ("franca.evaluate.__main__", "measure the teachers of a run, or a weights file"),
     "evaluate-dense": ("franca.evaluate.dense", "segment PASCAL VOC or ADE20K by frozen patch features"),
     "pca": ("franca.evaluate.pca", "show patch features as colors"),
     "rasa": ("franca.train.rasa", "remove from patch tokens what tells their position"),
+    "export": ("franca.export", "the newest teacher of a run as a folder to share"),
 }
 
 

@@ -122,11 +122,12 @@ def test_module_is_named_after_what_it_makes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_module_says_what_it_is(path: Path) -> None:
-    """Every module begins with a docstring, and a package's `__init__` holds nothing else."""
+    """Every module begins with a docstring, and a package's `__init__` holds nothing else, but for a lazy name."""
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     if path.stem == "__init__":
-        assert len(tree.body) == 1
+        rest = [getattr(node, "name", None) for node in tree.body[1:]]
+        assert rest == (["__getattr__"] if name_of(path) == "franca/__init__.py" else [])
 
 
 def test_harness_runs_without_torch() -> None:

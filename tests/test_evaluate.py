@@ -2,9 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from recipes import make_recipe, make_train_config
-from safetensors.torch import load_file, save_file
 from test_distributed import run_processes
 from test_knn import naive_accuracies
 from torch import Tensor
 
 from franca.config import ConfigError, TrainConfig, dump_config
 from franca.data.datasets import DataError, load_dataset
-from franca.evaluate.__main__ import main
 from franca.evaluate.features import FEW, center_view, extract_features
 from franca.evaluate.protocol import FewShot, encode_pixels, evaluate_knn, load_evaluation_sets, make_encoder
 from franca.evaluate.teacher import FILE, load_newest_teacher, save_teacher
@@ -238,127 +233,3 @@ def test_equal_teachers_make_equal_files(tmp_path: Path) -> None:
         save_teacher(make_teacher(CONFIG), path=tmp_path / str(number) / FILE, config=CONFIG)
         contents.add((tmp_path / str(number) / FILE).read_bytes())
     assert len(contents) == 1
-
-
-def test_command_evaluates_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`evaluation.json` holds both accuracies, the checkpoint's hash and the protocol; a table is shown."""
-    make_run(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    written = json.loads((tmp_path / "evaluation.json").read_text())
-    teacher = load_newest_teacher(tmp_path, config=CONFIG)
-    expected = evaluate_knn(make_encoder(teacher.model, config=CONFIG, device=CPU), config=CONFIG, device=CPU)
-    assert written == {
-        "iteration": 100,
-        "checkpoint": f"eval/training_99/{FILE}",
-        "checkpoint_sha256": teacher.sha256,
-        "knn": {str(k): value for k, value in expected.accuracies.items()},
-        "pixels_knn": {
-            str(k): value for k, value in evaluate_knn(encode_pixels, config=CONFIG, device=CPU).accuracies.items()
-        },
-        "protocol": {
-            "k": [1, 10, 20],
-            "temperature": 0.07,
-            "train_images": 1437,
-            "test_images": 360,
-            "dataset": "digits",
-        },
-        "unreadable": [],
-    }
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    assert "teacher of digits@1 after 100 iterations" in shown.out
-    for k in (1, 10, 20):
-        assert f"{expected.accuracies[k]:.2f} %" in shown.out
-
-
-def test_command_runs_as_a_module(tmp_path: Path) -> None:
-    """`python -m franca.evaluate` works from anywhere, warns of nothing and repeats itself bit for bit."""
-    make_run(tmp_path / "run")
-    written = []
-    for _ in range(2):
-        command = [sys.executable, "-W", "error", "-m", "franca.evaluate", str(tmp_path / "run")]
-        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        written.append((tmp_path / "run" / "evaluation.json").read_bytes())
-    assert written[0] == written[1]
-
-
-def spoil_no_config(run: Path) -> None:
-    (run / "config.yaml").unlink()
-
-
-def spoil_config_syntax(run: Path) -> None:
-    (run / "config.yaml").write_text("row: [")
-
-
-def spoil_edited_config(run: Path) -> None:
-    text = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(text.replace("heads: 2\n", "heads: 4\n", 1))
-
-
-def spoil_no_teacher(run: Path) -> None:
-    for path in run.rglob(FILE):
-        path.unlink()
-
-
-def spoil_torn_teacher(run: Path) -> None:
-    path = run / "eval" / "training_99" / FILE
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def spoil_pickled_teacher(run: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, run / "eval" / "training_99" / FILE)
-
-
-def spoil_shapes(run: Path) -> None:
-    path = run / "eval" / "training_99" / FILE
-    weights = load_file(path)
-    weights["norm.weight"] = torch.ones(5)
-    save_file(weights, path, metadata={"fingerprint": CONFIG.fingerprint})
-
-
-def spoil_foreign_teacher(run: Path) -> None:
-    other = make_train_config(make_recipe(evaluation={"knn_k": [1, 10, 20]}, optim={"base_lr": 0.1}))
-    save_teacher(make_teacher(other), path=run / "eval" / "training_99" / FILE, config=other)
-
-
-def spoil_unsigned_teacher(run: Path) -> None:
-    path = run / "eval" / "training_99" / FILE
-    save_file(load_file(path), path)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (spoil_no_config, "config.yaml: no such file"),
-        (spoil_config_syntax, "config.yaml"),
-        (spoil_edited_config, "edited after the run"),
-        (spoil_no_teacher, f"no eval/training_*/{FILE}"),
-        (spoil_torn_teacher, "not a weights file, or damaged"),
-        (spoil_pickled_teacher, "not a weights file, or damaged"),
-        (spoil_shapes, "norm.weight"),
-        (spoil_foreign_teacher, "was trained by recipe"),
-        (spoil_unsigned_teacher, "was trained by recipe None"),
-    ],
-)
-def test_what_does_not_belong_together_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil, said: str
-) -> None:
-    """Exit 2 with one message that names the file; the evaluation of before is left alone."""
-    run = make_run(tmp_path / "run")
-    (run / "evaluation.json").write_text("earlier")
-    spoil(run)
-    assert main([str(run)]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("error: ")
-    assert said in shown.err
-    assert str(run) in shown.err
-    assert (run / "evaluation.json").read_text() == "earlier"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_missing_device_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evaluating on a device that is not there says how to evaluate on the CPU."""
-    assert main([str(make_run(tmp_path)), "--device", "cuda"]) == 2
-    assert "--device cpu" in capsys.readouterr().err
