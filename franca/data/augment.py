@@ -21,6 +21,7 @@ from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from franca.config import Augment, Crops, Data, Quirks
+from franca.data.hue import turn_hue
 
 ASPECT = (3 / 4, 4 / 3)  # of a crop's box, torchvision `RandomResizedCrop`
 CROP_ATTEMPTS = 10  # torchvision `RandomResizedCrop.get_params`
@@ -160,9 +161,7 @@ def adjust_saturation(image: Image.Image, factor: float) -> Image.Image:
 
 def adjust_hue(image: Image.Image, turns: float) -> Image.Image:
     """Turn the hue by a share of the circle, in steps of 1/256 as torchvision does."""
-    hsv = np.array(image.convert("HSV"))
-    hsv[..., 0] += np.uint8(int(turns * 255) % 256)  # wraps around, as an angle does
-    return Image.frombytes("HSV", image.size, hsv.tobytes()).convert("RGB")
+    return Image.fromarray(turn_hue(np.asarray(image), steps=int(turns * 255)))
 
 
 def blur(pixels: NDArray[np.uint8], *, sigma: float) -> NDArray[np.uint8]:
