@@ -6,6 +6,7 @@ launch goes on from the newest checkpoint, none was torn, and a kill costs at mo
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -50,7 +51,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Death:
-    """What a kill left: iterations that were logged, those in the newest whole checkpoint, and whether one was torn."""
+    """What a kill left: iterations that were logged, those in the newest whole checkpoint, and whether it tore one."""
 
     kill: Kill
     exit_code: int
@@ -115,13 +116,13 @@ def launch(folder: Path, *, processes: int) -> list[subprocess.Popen[bytes]]:
 
 def die(folder: Path, kill: Kill, *, processes: int) -> Death | None:
     """Launch, kill and look at what is left; None where the run ended before its kill."""
-    said, written = _size(folder / "log.txt"), _size(folder / METRICS)
+    said, written, torn = _size(folder / "log.txt"), _size(folder / METRICS), _torn(folder)
     trainers = launch(folder, processes=processes)
     try:
         if kill.moment != "start":
             _wait(lambda: last_iteration(folder, since=written) >= kill.iteration, trainers)
         if kill.moment == "writing":
-            _wait(lambda: any((folder / "checkpoints").glob(".*.incomplete")), trainers)
+            _wait(lambda: bool(_torn(folder) - torn), trainers)
         time.sleep(kill.delay_s)
         if any(trainer.poll() is not None for trainer in trainers):
             return None
@@ -143,7 +144,7 @@ def die(folder: Path, kill: Kill, *, processes: int) -> Death | None:
         resumed=_resumed(folder, said),
         logged=last_iteration(folder) + 1,
         kept=int(kept[0].name) if kept else 0,
-        torn=any((folder / "checkpoints").glob(".*.incomplete")),
+        torn=bool(_torn(folder) - torn),
     )
 
 
@@ -257,6 +258,15 @@ def _resumed(folder: Path, said: int) -> int:
     _, found, rest = text.partition("Starting training from iteration ")
     line = rest.partition("\n")
     return int(line[0]) if found and line[1] else -1
+
+
+def _torn(folder: Path) -> set[tuple[str, int]]:
+    """The folders of checkpoints that are not whole, each with what tells it from one of the same name."""
+    found = set()
+    for path in (folder / "checkpoints").glob(".*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):  # whole by now
+            found.add((path.name, path.stat().st_ino))
+    return found
 
 
 def _size(path: Path) -> int:
