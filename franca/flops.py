@@ -5,6 +5,7 @@ B: nothing that is computed twice to save memory, no norm, softmax, optimizer or
 KoLeo, whose nearest neighbors are a share of 1e-6.
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -93,9 +94,18 @@ def ffn_hidden(model: Model) -> int:
     return hidden if model.ffn == "mlp" else (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
-def count_parameters(recipe: Recipe, *, model: Model | None = None) -> Parameters:
-    """The parameters of the recipe's networks, or of networks with another backbone such as a frozen teacher's."""
-    model = model or recipe.model
+def teacher_recipe(recipe: Recipe) -> Recipe:
+    """The recipe of the networks that give the targets: of a frozen teacher, whose levels have the student's shares."""
+    if recipe.frozen_teacher is None:
+        return recipe
+    model = recipe.frozen_teacher.model
+    nesting = tuple(width * model.embed_dim // recipe.model.embed_dim for width in recipe.heads.nesting)
+    return dataclasses.replace(recipe, model=model, heads=dataclasses.replace(recipe.heads, nesting=nesting))
+
+
+def count_parameters(recipe: Recipe) -> Parameters:
+    """The parameters of the recipe's networks, of the student or the average of it."""
+    model = recipe.model
     dino, ibot = (
         _head_parameters(head, embed_dim=model.embed_dim, nesting=recipe.heads.nesting, quirks=recipe.quirks)
         for head in (recipe.heads.dino, recipe.heads.ibot)
@@ -141,10 +151,10 @@ def step_flops(recipe: Recipe, *, images: int, patches: float | None = None) -> 
     iBOT compares for an image, on average `masked_patches`.
     """
     student, crops = recipe.model, recipe.crops
-    teacher = recipe.frozen_teacher.model if recipe.frozen_teacher else student
+    teacher = teacher_recipe(recipe)
     patches = masked_patches(recipe) if patches is None else patches
     patches = patches if recipe.losses.ibot_weight > 0 else 0.0
-    seen = crop_flops(teacher, px=crops.global_px)
+    seen = crop_flops(teacher.model, px=crops.global_px)
     student_backbone = 0.0
     for number, px in ((2, crops.global_px), (crops.local_number, crops.local_px)):
         crop = crop_flops(student, px=px)
@@ -152,9 +162,9 @@ def step_flops(recipe: Recipe, *, images: int, patches: float | None = None) -> 
         student_backbone += number * (2 * crop.patch_embed + 3 * kept * crop.blocks)
     return StepFlops(
         teacher_backbone=2.0 * (seen.patch_embed + seen.blocks),
-        teacher_heads=_heads_flops(recipe, model=teacher, classes=2, patches=patches),
+        teacher_heads=_heads_flops(teacher, classes=2, patches=patches),
         student_backbone=student_backbone,
-        student_heads=3 * _heads_flops(recipe, model=student, classes=2 + crops.local_number, patches=patches),
+        student_heads=3 * _heads_flops(recipe, classes=2 + crops.local_number, patches=patches),
     )
 
 
@@ -173,11 +183,11 @@ def peak_tflops(device: str, *, precision: Precision) -> float | None:
     return bf16 if precision == "bf16" else fp16
 
 
-def _heads_flops(recipe: Recipe, *, model: Model, classes: int, patches: float) -> float:
+def _heads_flops(recipe: Recipe, *, classes: int, patches: float) -> float:
     """Both heads, forward: DINO's on class tokens, iBOT's on patches."""
-    nesting, quirks = recipe.heads.nesting, recipe.quirks
-    dino = head_flops(recipe.heads.dino, embed_dim=model.embed_dim, nesting=nesting, quirks=quirks)
-    ibot = head_flops(recipe.heads.ibot, embed_dim=model.embed_dim, nesting=nesting, quirks=quirks)
+    dim, nesting, quirks = recipe.model.embed_dim, recipe.heads.nesting, recipe.quirks
+    dino = head_flops(recipe.heads.dino, embed_dim=dim, nesting=nesting, quirks=quirks)
+    ibot = head_flops(recipe.heads.ibot, embed_dim=dim, nesting=nesting, quirks=quirks)
     return classes * dino + patches * ibot
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,60 +15,18 @@ from typing import Any, Literal
 
 import yaml
 
-from franca.config import Backend, Execution, TrainConfig
-from reproduce.compose import find_root
+from franca.config import Execution, TrainConfig
 from reproduce.errors import SiteError, SpecError
-from reproduce.places import Document, Place, did_you_mean, load_document
+from reproduce.sites import Site as Site
+from reproduce.sites import load_site as load_site
+from reproduce.sites import merge
 from reproduce.spec import Spec
-from reproduce.validate import load_schema, validate
 
 LOG_PERIOD_ITERATIONS = 10  # the print frequency of DINOv2's trainer, facebookresearch/dinov2 train/train.py@b8931f7
 PACKAGED = {"digits"}  # data sets that ship with a package and need no folder
 RUN_NAME_LENGTH = 80
 
 Missing = tuple[dict[str, Any], str]  # keys to write into site.yaml, and what is missing
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """What `sbatch` is told beyond nodes, tasks and GPUs. `setup` are shell lines that run before the trainer."""
-
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    timeout_min: int
-    signal_delay_s: int
-    cpus_per_task: int
-    mem_gb_per_node: int | None
-    setup: tuple[str, ...]
-    additional_parameters: Mapping[str, str | int | bool]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A machine or cluster. `device` auto is `cuda` for rows that document GPUs and `cpu` for the rest.
-
-    gpus_per_node: None counts those that the driver lists. batch_per_gpu_max: images that fit in one GPU's memory;
-    None trusts the row's documented batch. paths: the files that a user edits to change the site, most specific first.
-    """
-
-    name: str
-    executor: Literal["local", "slurm"]
-    device: Literal["auto", "cpu", "cuda"]
-    nodes: int
-    gpus_per_node: int | None
-    batch_per_gpu_max: int | None
-    workers: int
-    threads: int
-    data_roots: Mapping[str, str | None]
-    parallel: Literal["fsdp", "hybrid", "ddp"]
-    attention: Backend
-    compile: bool
-    activation_checkpointing: bool
-    weights: Mapping[str, str]
-    slurm: Slurm | None
-    paths: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -85,35 +43,16 @@ class Resolved:
     notes: tuple[str, ...]
 
 
-def load_site(name: str | None = None, *, root: Path | None = None) -> Site:
-    """The site of `experiments/site/<name>.yaml`, with what `site.yaml` at the project's root says under its name.
-
-    Without a name: the one that `site.yaml` names as its `default`, else `local`. Raises `SiteError` with its line.
-    """
-    root = find_root(root)
-    try:
-        mine = load_document(root / "site.yaml") if (root / "site.yaml").is_file() else None
-        name = _site_name(name, mine=mine, root=root)
-        shipped = load_document(root / "experiments" / "site" / f"{name}.yaml")
-        return _make_site(name, shipped=shipped, mine=mine, root=root)
-    except SpecError as error:
-        raise SiteError(error.message, path=error.path, line=error.line, mend=error.mend) from error
-
-
 def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | None = None) -> Resolved:
     """Lay a row out on a site. Raises `SiteError` listing everything that the site lacks, before anything starts.
 
     seed: in place of the spec's. until: where to stop early, as iterations (`500`) or a share of the run (`5%`).
     """
-    device = _device(spec, site)
-    gpus_per_node = _gpus_per_node(site) if device == "cuda" else 0
-    _check_site(spec, site, gpus_per_node=gpus_per_node)
+    _check_site(spec, site)
     seed = spec.seed if seed is None else seed
-    nodes, tasks_per_node = _layout(spec, site, gpus_per_node=gpus_per_node)
-    execution = dataclasses.replace(
-        _make_execution(spec, site, device=device, nodes=nodes, tasks_per_node=tasks_per_node),
-        until_iteration=until_iteration(until, iterations=spec.recipe.iterations),
-    )
+    nodes, tasks_per_node, execution = lay_out(spec, site=site)
+    stop = until_iteration(until, iterations=spec.recipe.iterations)
+    execution = dataclasses.replace(execution, until_iteration=stop)
     run = run_name(spec, seed=seed)
     return Resolved(
         spec=spec,
@@ -125,6 +64,28 @@ def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | Non
         tasks_per_node=tasks_per_node,
         notes=tuple(_notes(spec, execution)),
     )
+
+
+def lay_out(spec: Spec, *, site: Site) -> tuple[int, int, Execution]:
+    """(nodes, processes on each, what each is told): the run to its end, whether or not the site has all it needs."""
+    device = _device(spec, site)
+    nodes, tasks = _layout(spec, site, gpus_per_node=_gpus_per_node(site) if device == "cuda" else 0)
+    return nodes, tasks, _make_execution(spec, site, device=device, nodes=nodes, tasks_per_node=tasks)
+
+
+def find_missing(spec: Spec, *, site: Site) -> tuple[Missing, ...]:
+    """All that the site lacks for the row: the keys of site.yaml that would mend it, and what is missing."""
+    gpus_per_node = _gpus_per_node(site) if _device(spec, site) == "cuda" else 0
+    missing = [
+        *_missing_data(spec, site),
+        *_missing_weights(spec, site),
+        *_missing_gpus(spec, site, gpus_per_node=gpus_per_node),
+    ]
+    if site.executor == "local" and site.nodes > 1:
+        missing.append(({"nodes": 1}, f"nodes: {site.nodes}, but the local executor runs on this machine alone"))
+    if site.executor == "slurm" and site.slurm is None:
+        missing.append(({"slurm": {}}, "the slurm executor needs a slurm section, as in experiments/site/slurm.yaml"))
+    return tuple(missing)
 
 
 def run_name(spec: Spec, *, seed: int) -> str:
@@ -167,58 +128,6 @@ def visible_gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def _site_name(name: str | None, *, mine: Document | None, root: Path) -> str:
-    """The site to load; `site.yaml` may hold no key but `default` and the names of sites."""
-    known = sorted(path.stem for path in (root / "experiments" / "site").glob("*.yaml"))
-    for key in mine.content if mine else ():
-        if mine and key not in (*known, "default"):
-            place = Place(mine.path, mine.lines[str(key)])
-            mend = did_you_mean(str(key), [*known, "default"])
-            raise SiteError(f"unknown site {key}", path=place.path, line=place.line, mend=mend)
-    chosen = name or (str(mine.content.get("default", "local")) if mine else "local")
-    if chosen not in known:
-        path, line = (mine.path, mine.lines["default"]) if mine and not name else (root / "experiments" / "site", None)
-        raise SiteError(f"unknown site {chosen}", path=path, line=line, mend=did_you_mean(chosen, known))
-    return chosen
-
-
-def _make_site(name: str, *, shipped: Document, mine: Document | None, root: Path) -> Site:
-    """Merge the shipped file with the user's, validate, convert."""
-    own = mine.content.get(name, {}) if mine else {}
-    if mine and not isinstance(own, Mapping):
-        mend = f"write keys of experiments/site/{name}.yaml below it"
-        raise SiteError(f"{name} is no mapping", path=mine.path, line=mine.lines[name], mend=mend)
-    content = _merged(shipped.content, own)
-
-    def place_of(key: str) -> Place:
-        while key:
-            if mine and f"{name}.{key}" in mine.lines:
-                return Place(mine.path, mine.lines[f"{name}.{key}"])
-            if key in shipped.lines:
-                return Place(shipped.path, shipped.lines[key])
-            key = key.rpartition("[" if key.endswith("]") else ".")[0]
-        return Place(shipped.path, 1)
-
-    definitions = load_schema(root)["$defs"]
-    validate(content, schema=definitions["site"], definitions=definitions, place_of=place_of)
-    slurm = content.pop("slurm", None)
-    return Site(
-        name=name,
-        **content,
-        slurm=Slurm(**{**slurm, "setup": tuple(slurm["setup"])}) if slurm else None,
-        paths=(root / "site.yaml", shipped.path),
-    )
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the keys of `above`, mapping by mapping."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def _make_execution(
     spec: Spec, site: Site, *, device: Literal["cpu", "cuda"], nodes: int, tasks_per_node: int
 ) -> Execution:
@@ -251,21 +160,13 @@ def _make_execution(
     )
 
 
-def _check_site(spec: Spec, site: Site, *, gpus_per_node: int) -> None:
+def _check_site(spec: Spec, site: Site) -> None:
     """Raise one `SiteError` with all that is missing and the lines that mend it."""
-    missing = [
-        *_missing_data(spec, site),
-        *_missing_weights(spec, site),
-        *_missing_gpus(spec, site, gpus_per_node=gpus_per_node),
-    ]
-    if site.executor == "local" and site.nodes > 1:
-        missing.append(({"nodes": 1}, f"nodes: {site.nodes}, but the local executor runs on this machine alone"))
-    if site.executor == "slurm" and site.slurm is None:
-        missing.append(({"slurm": {}}, "the slurm executor needs a slurm section, as in experiments/site/slurm.yaml"))
+    missing = find_missing(spec, site=site)
     if missing:
         mend: dict[str, Any] = {}
         for entry, _ in missing:
-            mend = _merged(mend, entry)
+            mend = merge(mend, entry)
         raise SiteError(
             f"{spec.name} cannot run on the site {site.name}:" + "".join(f"\n  - {said}" for _, said in missing),
             path=site.paths[0],

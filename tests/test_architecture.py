@@ -14,13 +14,13 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
-    "errors files terminal places validate compose sources overrides rules versions spec resolve audit",
+    "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
     "launch runs",
     "problems log_head logs lineage frames curves bands",
     "checks layers conclusions verdict",
     "figures report",
     "published references progress phases judging pipeline",
-    "overview tables screen cli",
+    "overview tables screen console cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")
