@@ -1,6 +1,7 @@
 """Crops have the pixels of Pillow's and torchvision's operations, and what is random follows the published numbers."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections import Counter
@@ -34,7 +35,7 @@ RECIPE = make_recipe(
     data={"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
     crops={"global_scale": [0.32, 1.0], "local_scale": [0.05, 0.32]},
 )
-DRAWS = 8_000
+DRAWS = 20_000
 KINDS: tuple[Kind, ...] = ("global_1", "global_2", "local")
 
 images = st.builds(
@@ -51,11 +52,12 @@ def make_image(seed: int = 0, *, width: int = 40, height: int = 30) -> Image.Ima
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def draw_views(kind: Kind, *, size: tuple[int, int] = (500, 375), draws: int = DRAWS, quirks: Quirks) -> list[View]:
+@functools.cache
+def draw_views(kind: Kind, *, quirks: Quirks) -> list[View]:
     generator = np.random.default_rng(KINDS.index(kind))
     return [
-        draw_view(size, kind=kind, crops=RECIPE.crops, augment=RECIPE.augment, quirks=quirks, generator=generator)
-        for _ in range(draws)
+        draw_view((500, 375), kind=kind, crops=RECIPE.crops, augment=RECIPE.augment, quirks=quirks, generator=generator)
+        for _ in range(DRAWS)
     ]
 
 
@@ -132,6 +134,27 @@ def test_box_has_uniform_area_log_uniform_aspect_and_uniform_place() -> None:
         assert stats.kstest(found, "uniform").pvalue > 1e-3, name
 
 
+@pytest.mark.parametrize("scale", [(0.32, 1.0), (0.05, 0.32)])
+def test_boxes_of_a_photograph_are_those_that_fit(scale: tuple[float, float]) -> None:
+    """In 4:3, where large boxes stick out, (area, log aspect) is uniform over the boxes that fit, by its closed form.
+
+    Integrated on a grid: the distribution of each, and how often ten boxes in a row do not fit.
+    """
+    width, height, (low, high) = 8_000, 6_000, scale  # large, so that whole pixels do not matter
+    generator = np.random.default_rng(1)
+    boxes = np.array([draw_box((width, height), scale=scale, generator=generator) for _ in range(DRAWS)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = np.meshgrid(
+        np.linspace(low, high, 2001), np.linspace(-math.log(4 / 3), math.log(4 / 3), 2001), indexing="ij"
+    )
+    fits = (area * width * height * np.exp(aspect) <= width**2) & (area * width * height <= height**2 * np.exp(aspect))
+    assert_share(int(((w * 3 == h * 4) & (h == height)).sum()), DRAWS, (1 - fits.mean()) ** 10)
+    for found, values, axis in ((w * h / (width * height), area[:, 0], 1), (np.log(w / h), aspect[0], 0)):
+        cumulated = np.cumsum(fits.mean(axis=axis))
+        expected = functools.partial(np.interp, xp=values, fp=cumulated / cumulated[-1])
+        assert stats.kstest(found, expected).pvalue > 1e-3
+
+
 def test_box_that_cannot_fit_falls_back_to_the_center() -> None:
     """Where ten boxes in a row do not fit, the largest centered box with an aspect in 3/4..4/3 is taken."""
     generator = np.random.default_rng(0)
@@ -153,6 +176,23 @@ def test_operations_have_their_probabilities(kind: Kind, inverted: bool) -> None
     assert_share(sum(view.gray for view in views), DRAWS, augment.gray_probability)
     assert_share(sum(view.sigma is not None for view in views), DRAWS, 1 - configured if inverted else configured)
     assert_share(sum(view.solarize for view in views), DRAWS, 0.2 if kind == "global_2" else 0.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operations_are_drawn_independently(kind: Kind) -> None:
+    """No operation is likelier where another one is applied, nor in larger crops: correlations are chance alone."""
+    views = draw_views(kind, quirks=Quirks(blur_inverted=kind == "global_1"))
+    drawn = np.array(
+        [
+            (view.flip, bool(view.jitter), view.gray, view.sigma is not None, view.solarize, view.box[2] - view.box[0])
+            for view in views
+        ],
+        dtype=np.float64,
+    )
+    varied = drawn[:, drawn.std(axis=0) > 0]
+    correlations = np.corrcoef(varied.T)[np.triu_indices(varied.shape[1], 1)]
+    assert len(correlations) >= 6
+    assert np.abs(correlations).max() < 4.5 / math.sqrt(DRAWS)
 
 
 def test_strengths_are_uniform() -> None:
