@@ -18,7 +18,7 @@ TWO = {"processes": 2, "batch_per_process": 4}
 
 
 def launch(folder: Path, *, processes: int) -> subprocess.Popen[str]:
-    """The trainer on this machine, in a session of its own."""
+    """The trainer on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--rdzv-backend=c10d"]
     command += ["--rdzv-endpoint=127.0.0.1:0", "--nproc-per-node", str(processes), "-m", "franca.train"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -28,7 +28,6 @@ def launch(folder: Path, *, processes: int) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -52,7 +51,10 @@ def test_killed_processes_go_on_bit_for_bit(parallel: str, tmp_path: Path) -> No
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    # The launcher puts each trainer into a session of its own
+    trainers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for number in (process.pid, *map(int, trainers)):
+        os.kill(number, signal.SIGKILL)
     process.communicate()
     assert records(tmp_path / "killed")[-1]["iteration"] < 119
     finish(tmp_path / "killed", processes=2)
