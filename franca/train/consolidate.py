@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from franca.config import ConfigError, load_config
+from franca.config import ConfigError, TrainConfig, load_config
 from franca.train.checkpoint import OFFSETS, CheckpointError, list_checkpoints, read_manifest
 from franca.train.tensor_file import TYPES, Kind, write_tensor_file
 
@@ -114,22 +114,18 @@ def consolidate(
     Raises `CheckpointError` on a checkpoint that is damaged or lacks a part and where the disk will not take the file,
     `ConfigError` where the run's configuration is missing or of another recipe.
     """
-    manifest = read_manifest(path)
-    source = path.parents[1] / "config.yaml"
-    if not source.is_file():
-        raise ConfigError(f"{source}: no such file; a run folder holds one")
-    config = load_config(source)
+    manifest, config = read_manifest(path), _load_config(path)
     if config.fingerprint != manifest["fingerprint"]:
-        raise ConfigError(f"{path} is of recipe {manifest['fingerprint']}, but {source} of {config.fingerprint}")
-    metadata = {
-        "format": "pt",
-        "row": config.row,
-        "version": str(config.version),
-        "fingerprint": config.fingerprint,
-        "seed": str(manifest["seed"]),
-        "iteration": str(manifest["iteration"]),
+        raise ConfigError(f"{path} is of recipe {manifest['fingerprint']}, but its config.yaml of {config.fingerprint}")
+    origin = {
         "network": network,
+        "row": config.row,
+        "version": config.version,
+        "fingerprint": config.fingerprint,
+        "seed": manifest["seed"],
+        "iteration": manifest["iteration"],
     }
+    metadata = {"format": "pt", **{key: str(value) for key, value in origin.items()}}
     with open_shards(path, files=manifest["files"]) as shards:
         tensors = select_networks(shards, networks=NETWORKS[network])
         kinds = {name: tensor.kind for name, tensor in tensors.items()}
@@ -144,12 +140,7 @@ def consolidate(
         tensors=len(kinds),
         parameters=sum(kind.bytes // kind.dtype.itemsize for kind in kinds.values()),
         checkpoint=str(path),
-        network=network,
-        row=config.row,
-        version=config.version,
-        fingerprint=config.fingerprint,
-        seed=manifest["seed"],
-        iteration=manifest["iteration"],
+        **origin,
     )
 
 
@@ -200,6 +191,14 @@ def render_line(written: Consolidated) -> str:
         f"{written.file}: {written.network} of {written.row}@{written.version} after {written.iteration:,} iterations, "
         f"{written.tensors} tensors, {written.parameters:,} values, {written.bytes / 1e6:,.1f} MB"
     )
+
+
+def _load_config(path: Path) -> TrainConfig:
+    """The configuration of the run that a checkpoint lies in."""
+    source = path.parents[1] / "config.yaml"
+    if not source.is_file():
+        raise ConfigError(f"{source}: no such file; a run folder holds one")
+    return load_config(source)
 
 
 def _write(
