@@ -15,8 +15,8 @@ from fabricated_scenes import make_voc
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save_file
-from test_evaluate import make_run
+from safetensors.torch import load_file, save_file
+from test_evaluate import CONFIG, make_run
 
 from franca.models.rasa import RasaHead, load_rasa_head, orthonormal_plane, remove_plane
 from franca.models.weights import WeightsError
@@ -163,14 +163,14 @@ def test_more_planes_go_on_where_fewer_ended(tmp_path: Path) -> None:
 def test_killed_training_goes_on(tmp_path: Path) -> None:
     """Killed after some plane and started again, a run writes the head of one that was left alone."""
     run, data = make_run(tmp_path / "run"), make_photographs(tmp_path / "data")
-    more = ("--iterations", "12", "--epochs", "8")
+    more = ("--iterations", "6", "--epochs", "12")
     arguments = [str(run), "--data", str(data), "--out", str(tmp_path / "killed"), *SMALL, *more]
     process = subprocess.Popen([sys.executable, "-m", "franca", "rasa", *arguments], stdout=subprocess.DEVNULL)
     while not (tmp_path / "killed" / HEAD).exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 1 <= len(load_rasa_head(tmp_path / "killed" / HEAD, dim=DIM).planes) < 12
+    assert 1 <= len(load_rasa_head(tmp_path / "killed" / HEAD, dim=DIM).planes) < 6
     assert run_rasa(run, data, tmp_path / "killed", *more) == 0
     assert run_rasa(run, data, tmp_path / "whole", *more) == 0
     assert (tmp_path / "killed" / HEAD).read_bytes() == (tmp_path / "whole" / HEAD).read_bytes()
@@ -203,6 +203,18 @@ def test_head_of_another_run_is_left_alone(tmp_path: Path, capsys: pytest.Captur
     assert run_rasa(run, data, tmp_path / "out", "--iterations", "3") == 2
     assert "data: folder" in capsys.readouterr().err
     assert (tmp_path / "out" / HEAD).read_bytes() == before
+
+
+def test_diverged_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens that are not finite make no head."""
+    run = make_run(tmp_path / "run")
+    path = run / "eval/training_99/teacher_checkpoint.safetensors"
+    weights = load_file(path)
+    weights["norm.weight"][0] = torch.nan
+    save_file(weights, path, metadata={"fingerprint": CONFIG.fingerprint})
+    assert run_rasa(run, make_photographs(tmp_path / "data"), tmp_path / "out") == 2
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

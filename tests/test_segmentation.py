@@ -27,6 +27,7 @@ from franca.evaluate.segmentation import (
     make_memory,
     mean_iou,
     patch_shares,
+    read_batches,
     recall,
 )
 from franca.models.weights import WeightsError
@@ -181,6 +182,18 @@ def test_scenes_that_color_tells_apart_are_segmented(name: str, make, tmp_path: 
     assert torch.equal(found, single)
     blind = evaluate_in_context(encode_nothing, train, test, geometry=GEOMETRY, **options)
     assert mean_iou(blind) < 30
+
+
+def test_workers_read_the_same_batches(tmp_path: Path) -> None:
+    """Images and masks come in their order, whoever reads them."""
+    dataset = load_segmentation("voc", root=str(make_voc(tmp_path, train=1, val=5)), split="val")
+    alone, helped = (
+        list(read_batches(dataset, geometry=Geometry(px=8, patch_px=2, batch=2, workers=workers))) for workers in (0, 1)
+    )
+    assert [len(images) for images, _ in alone] == [2, 2, 1]
+    for (images, masks), (others, other_masks) in zip(alone, helped, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(masks, other_masks)
 
 
 def test_more_neighbors_than_memories_are_refused(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 A memory keeps patches of the train images, each with the share of every class among its pixels. A patch of a test
 image attends to its k nearest in the memory; what they hold becomes its own, is enlarged to pixels and judged
-(Balažević et al. 2023; the constants are those of vpariza/open-hummingbird-eval@0fd976f, which Franca's authors wrote).
+(Balažević et al. 2023; the constants are those of vpariza/open-hummingbird-eval@0fd976f, by authors of Franca).
 
-What is not published and is assumed here: images and masks are seen as whole squares, train images once and not
-augmented; pixels without a class belong to no share, where that code counts VOC's as background; a class that occurs
-neither in the masks nor in the predictions has no IoU, where that code counts 0.
+What is not published and is assumed here: images and masks are seen as whole squares, and train images once, where that
+code crops and jitters those of VOC's `trainaug`; pixels without a class belong to no share, where that code takes VOC's
+for background; a class that occurs neither in masks nor in predictions has no IoU, where that code counts 0.
 
 Letters: n images, p patches of an image, m patches in memory, d features, c classes, q patches that ask, k neighbors.
 """

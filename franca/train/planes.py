@@ -53,8 +53,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class RasaSettings:
-    """What determines a head beside its backbone and images: the paper's values. The released configuration has
-    9 planes at 2e-4, and the released heads have 8 or 9."""
+    """What determines a head beside its backbone and images; the paper's values.
+
+    The released configuration differs: a rate of 2e-4 (valeoai/Franca rasa/experiments/configs/rasa_franca.yml).
+    """
 
     epochs: int = 5
     lr: float = 2e-3

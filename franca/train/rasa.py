@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ from franca.train.planes import Images, RasaSettings, train_plane
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 HEAD, RESULTS = "rasa_head.safetensors", "results_rasa.json"
-PLANES = 8  # Franca, appendix B
+PLANES = 8  # Franca, appendix B; the released configuration makes 9, released heads have 8 or 9 pre_pos_layers
 HELD_OUT = 10  # of a folder, every tenth image is kept from training
 MEASURED = 1000  # images of each kind that positions are fitted to and judged on
 BATCH = 16  # images at a time where they are only measured
@@ -133,6 +134,8 @@ def train_rasa(options: argparse.Namespace) -> dict[str, Any]:
             grid=grid,
             workers=options.workers,
         )
+        if not math.isfinite(loss):
+            raise WeightsError(f"{subject.path}: patch tokens that are not finite: the model has diverged")
         planes, losses = [*planes, weight.cpu()], [*losses, loss]
         save_progress(path, planes, losses=losses, origin=origin)
         print(f"plane {plane + 1} of {options.iterations}: loss {loss:.5f}", flush=True)
