@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from franca.models.attention import BACKENDS, Attention, Groups, block_diagonal_mask, sdpa, sequence_bounds
+from franca.config import ConfigError
+from franca.models.attention import (
+    BACKENDS,
+    Attention,
+    Groups,
+    block_diagonal_mask,
+    choose_backend,
+    sdpa,
+    sequence_bounds,
+)
 
 GROUPS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=3).map(tuple)
 
@@ -63,6 +72,16 @@ def test_bounds_of_sequences_are_where_they_start(groups: Groups) -> None:
     bounds = sequence_bounds(groups, torch.device("cpu"))
     assert bounds.dtype == torch.int32
     assert bounds.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+
+
+def test_the_backend_is_one_that_works_here() -> None:
+    """On a CPU that is grouped SDPA; a backend that is asked for by name and does not work is refused."""
+    cpu = torch.device("cpu")
+    assert choose_backend("auto", device=cpu, dtype=torch.float32) == "sdpa"
+    assert choose_backend("sdpa", device=cpu, dtype=torch.bfloat16) == "sdpa"
+    for name in ("xformers", "varlen"):
+        with pytest.raises(ConfigError, match=rf"execution\.attention: {name} does not compute torch\.float32 on cpu"):
+            choose_backend(name, device=cpu, dtype=torch.float32)
 
 
 @pytest.mark.slow

@@ -135,6 +135,30 @@ def test_shards_hold_a_module_together(tmp_path: Path) -> None:
         torch.testing.assert_close(result["gradient"], whole.weight.grad)
 
 
+def mixed_precision() -> dict[str, Any]:
+    """A sharded layer that computes and reduces in bfloat16: what its parameters, output and gradient are made of."""
+    mesh = distributed.make_mesh(torch.device("cpu"), shard_processes=0)
+    layer = nn.Linear(4, 3)
+    distributed.fill_all(layer, {"weight": WEIGHT, "bias": BIAS})
+    distributed.shard(layer, mesh=mesh, compute=torch.bfloat16, reduce=torch.bfloat16)
+    output = layer(ROWS.chunk(distributed.world_size())[distributed.rank()])
+    output.square().mean().backward()
+    gradient = distributed.whole(layer.weight.grad)
+    return {"output": output.dtype, "weight": layer.weight.dtype, "gradient": gradient}
+
+
+def test_shards_compute_in_half_precision_and_learn_in_single(tmp_path: Path) -> None:
+    """Output in bfloat16, weights and gradients in float32; the gradient is the batch's, to bfloat16's rounding."""
+    whole = nn.Linear(4, 3)
+    distributed.fill_all(whole, {"weight": WEIGHT, "bias": BIAS})
+    whole(ROWS).square().mean().backward()
+    for result in run_processes(mixed_precision, processes=2, folder=tmp_path):
+        assert (result["output"], result["weight"]) == (torch.bfloat16, torch.float32)
+        assert result["gradient"].dtype == torch.float32
+        torch.testing.assert_close(result["gradient"], whole.weight.grad, rtol=0.02, atol=0.01)
+        assert not torch.equal(result["gradient"], whole.weight.grad)
+
+
 def uneven_rows() -> str:
     try:
         distributed.make_mesh(torch.device("cpu"), shard_processes=3)

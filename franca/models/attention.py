@@ -7,7 +7,6 @@ Letters: t tokens of all sequences, h heads, e dimensions of a head, d = h·e.
 """
 
 import functools
-import importlib.util
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -69,45 +68,39 @@ def _lengths(groups: Groups) -> list[int]:
     return [length for sequences, length in groups for _ in range(sequences)]
 
 
+BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers, "varlen": varlen}
+
+# Fastest first: one kernel for the crops of all sizes beats one for each size
+PREFERRED = ("varlen", "xformers", "sdpa")
+
+
 def choose_backend(asked: Backend, *, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend to use: the one asked for, or for `auto` the fastest that computes `dtype` on `device`.
+    """The backend to use: the one asked for, or for `auto` the first of `PREFERRED` that computes `dtype` on `device`.
 
     Raises `ConfigError` on one that does not.
     """
-    usable = [name for name, works in WORKS.items() if works(device, dtype)]
     if asked == "auto":
-        return usable[0]
-    if asked not in usable:
+        return next(name for name in PREFERRED if _works(name, device=device, dtype=dtype))
+    if not _works(asked, device=device, dtype=dtype):
         raise ConfigError(
-            f"execution.attention: {asked} does not compute {dtype} on {device.type} here; {' or '.join(usable)} does"
+            f"execution.attention: {asked} does not compute {dtype} on {device.type} with what is installed here; auto "
+            f"takes one that does"
         )
     return asked
 
 
-def _varlen_works(device: torch.device, dtype: torch.dtype) -> bool:
-    half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and half and importlib.util.find_spec("torch.nn.attention.varlen") is not None
-
-
-def _xformers_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """xFormers may be installed and yet lack the kernels for this torch: only a call tells."""
-    if device.type != "cuda" or importlib.util.find_spec("xformers") is None:
+def _works(name: str, *, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend computes a small example forth and back: installed is not enough, kernels may be missing."""
+    if name == "sdpa":
+        return True
+    if device.type != "cuda":
         return False
+    qkv = torch.zeros(8, 3, 1, 64, device=device, dtype=dtype, requires_grad=True)
     try:
-        xformers(torch.zeros(8, 3, 1, 32, device=device, dtype=dtype), groups=((2, 4),))
-    except (ImportError, NotImplementedError, RuntimeError, ValueError):
+        BACKENDS[name](qkv, groups=((2, 4),)).sum().backward()
+    except (AttributeError, ImportError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return False
     return True
-
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers, "varlen": varlen}
-
-# Fastest first. Under DINOv2's crops one kernel for all sequences beats one per group.
-WORKS: dict[str, Callable[[torch.device, torch.dtype], bool]] = {
-    "varlen": _varlen_works,
-    "xformers": _xformers_works,
-    "sdpa": lambda device, dtype: True,
-}
 
 
 class Attention(nn.Module):
