@@ -313,10 +313,15 @@ def make_views(batch: Batch, *, device: torch.device, every_patch: bool = False)
         global_crops=moved.global_crops,
         local_crops=moved.local_crops,
         masks=moved.masks,
-        masked=masked.to(device, non_blocking=True),
-        weights=weights.to(device, non_blocking=True),
+        masked=_send(masked, device),
+        weights=_send(weights, device),
         padding=max(batch.mask_bound - len(masked), 0),
     )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device that nothing waits for; from pageable memory it would wait for the device's work."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def gather_parts(parts: Sequence[Float[Tensor, "2 b d"]]) -> Float[Tensor, "2 _ d"]:
