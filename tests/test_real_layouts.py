@@ -177,3 +177,30 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["error"]["message"].startswith(
         "100 images of folder in a row could not be read, the last: "
     )
+
+
+@pytest.mark.slow
+def test_two_processes_take_up_what_one_left(tmp_path: Path) -> None:
+    """Gone on with by two processes, a run on half-broken images names those that each of them met, and no others."""
+    root = tmp_path / "data"
+    write_hostile_files(root)
+    for name in ("whole", "shared"):
+        (tmp_path / name).mkdir()
+    train(make_config("folder", root), folder=tmp_path / "whole")
+    shared = tmp_path / "shared"
+    assert train(make_config("folder", root, until_iteration=2), folder=shared) == "paused"
+    before = (shared / "unreadable.txt").read_text().splitlines()
+    config = make_config("folder", root, processes=2, batch_per_process=BATCH // 2, workers=1)
+    (shared / "config.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "franca.train", str(shared / "config.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    named = (shared / "unreadable.txt").read_text().splitlines()
+    assert len(before) < len(named) == len(set(named))
+    assert sorted(named) == sorted((tmp_path / "whole" / "unreadable.txt").read_text().splitlines())
+    losses, expected = read_losses(shared), read_losses(tmp_path / "whole")
+    assert losses.keys() == expected.keys()
+    for key in ("raw_dino_local_crops_loss", "raw_dino_global_crops_loss", "raw_ibot_loss"):
+        assert losses[2][key] == pytest.approx(expected[2][key], rel=1e-4)  # KoLeo is the logarithm of tiny distances
