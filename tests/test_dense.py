@@ -7,7 +7,8 @@ import pytest
 import torch
 from fabricated_scenes import make_ade20k, make_voc
 from safetensors.torch import save_file
-from test_evaluate import make_run, spoil_edited_config, spoil_foreign_teacher, spoil_torn_teacher
+from test_evaluate import make_run
+from test_evaluate_command import spoil_edited_config, spoil_foreign_teacher, spoil_torn_teacher
 from test_rasa import DIM, make_head
 
 from franca.__main__ import main as franca
@@ -16,7 +17,7 @@ from franca.data.pixel_labels import load_segmentation
 from franca.evaluate.dense import FILE, main, render_result
 from franca.evaluate.subject import file_sha256
 
-SMALL = ("--device", "cpu", "--memory", "300", "--k", "5", "--px", "24", "--iterations", "4", "--batch", "6")
+SMALL = ("--device", "cpu", "--memory", "300", "--k", "5", "--size", "24", "--iterations", "4", "--batch", "6")
 TEACHER = "eval/training_99/teacher_checkpoint.safetensors"
 
 

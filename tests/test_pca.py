@@ -136,7 +136,7 @@ def test_command_draws_every_image(tmp_path: Path, capsys: pytest.CaptureFixture
     run = make_run(tmp_path / "run")
     images = [str(save_photograph(tmp_path / name, seed=seed)) for seed, name in enumerate(("x/a.png", "y/a.png"))]
     for out in ("one", "two"):
-        assert main([str(run), *images, "--out", str(tmp_path / out), "--device", "cpu", "--px", "24"]) == 0
+        assert main([str(run), *images, "--out", str(tmp_path / out), "--device", "cpu", "--size", "24"]) == 0
     names = [path.name for path in sorted((tmp_path / "one").iterdir())]
     assert names == ["01_a.png", "02_a.png"]
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == names * 2
@@ -144,12 +144,15 @@ def test_command_draws_every_image(tmp_path: Path, capsys: pytest.CaptureFixture
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     with Image.open(tmp_path / "one" / "01_a.png") as picture:
         assert re.fullmatch("[0-9a-f]{64}", picture.text["checkpoint_sha256"])
-    assert main([str(run), *images, "--out", str(tmp_path / "three"), "--device", "cpu", "--px", "24", "--apart"]) == 0
+    assert (
+        main([str(run), *images, "--out", str(tmp_path / "three"), "--device", "cpu", "--size", "24", "--apart"]) == 0
+    )
     assert (tmp_path / "three" / "02_a.png").read_bytes() != (tmp_path / "one" / "02_a.png").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("more", "said"), [(("broken.png",), "broken.png"), (("--px", "25"), "--px: 25"), (("--rasa", "absent"), "absent")]
+    ("more", "said"),
+    [(("broken.png",), "broken.png"), (("--size", "25"), "--size: 25"), (("--rasa", "absent"), "absent")],
 )
 def test_what_cannot_be_drawn_is_named(
     more: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

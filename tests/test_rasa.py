@@ -221,7 +221,7 @@ def test_diverged_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("images", "more", "said"),
     [
         (0, (), "0 images"),
-        (12, ("--px", "15"), "--px: 15"),
+        (12, ("--size", "15"), "--size: 15"),
         (12, ("--layout", "voc"), "val.txt: no such list"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from recipes import RECIPE, make_recipe
+from recipes import RECIPE, make_recipe, make_train_config
 from safetensors.torch import save_file
 from test_evaluate import CONFIG, make_run, make_teacher
 from test_rasa import make_head
@@ -19,13 +19,12 @@ from franca.evaluate.subject import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     choose_px,
-    file_sha256,
     load_subject,
     make_device,
     make_patch_encoder,
     square_view,
 )
-from franca.evaluate.teacher import FILE
+from franca.evaluate.teacher import FILE, file_sha256
 from franca.models.weights import WeightsError
 
 CPU = torch.device("cpu")
@@ -58,6 +57,19 @@ def test_weights_file_is_what_its_description_says(tmp_path: Path) -> None:
     assert not subject.model.training
 
 
+def test_weights_file_of_a_recipe_is_normalized_as_it_says(tmp_path: Path) -> None:
+    """With the configuration of its recipe a weights file is seen as in its run; another recipe's is refused."""
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other", config=make_train_config(make_recipe()))
+    weights = run / "eval" / "training_49" / FILE
+    subject = load_subject(weights, config=run / "config.yaml")
+    assert (subject.mean, subject.std, subject.px) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 16)
+    assert subject.sha256 == file_sha256(weights)
+    with pytest.raises(WeightsError, match="was trained by recipe"):
+        load_subject(weights, config=other / "config.yaml")
+    with pytest.raises(ConfigError, match="no such file"):
+        load_subject(weights, config=tmp_path / "absent.yaml")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -78,7 +90,7 @@ def test_description_of_another_model_is_refused(changes: dict, said: str, tmp_p
 def test_what_is_missing_is_asked_for(tmp_path: Path) -> None:
     """A weights file without a description, with a wrong one, or without a backbone is told what it lacks."""
     weights, model = make_weights(tmp_path, dept=4)
-    with pytest.raises(ConfigError, match="needs --model"):
+    with pytest.raises(ConfigError, match="needs --config"):
         load_subject(weights)
     with pytest.raises(ConfigError, match=r"model\.yaml: unknown key dept \(did you mean depth"):
         load_subject(weights, model=model)
@@ -120,7 +132,7 @@ def test_size_holds_whole_patches(tmp_path: Path) -> None:
     subject = load_subject(make_run(tmp_path))
     assert [choose_px(subject, px) for px in (None, 4, 48)] == [16, 4, 48]
     for px in (0, 3, 18, -4):
-        with pytest.raises(ConfigError, match=f"--px: {px}"):
+        with pytest.raises(ConfigError, match=f"--size: {px}"):
             choose_px(subject, px)
 
 

@@ -24,11 +24,11 @@ from franca.evaluate.segmentation_probe import LinearProbe, evaluate_probe
 from franca.evaluate.subject import (
     add_subject_arguments,
     choose_px,
-    file_sha256,
     load_subject,
     make_device,
     make_patch_encoder,
 )
+from franca.evaluate.teacher import file_sha256
 from franca.models.weights import WeightsError
 
 FILE = "results_eval_segmentation.json"
@@ -55,10 +55,10 @@ def evaluate_dense(options: argparse.Namespace) -> Iterator[tuple[Path, dict[str
     device = make_device(options.device)
     train = load_segmentation(options.dataset, root=str(options.root), split=options.train_list)
     test = load_segmentation(options.dataset, root=str(options.root), split="val")
-    subject = load_subject(options.subject, model=options.model)
+    subject = load_subject(options.subject, config=options.config, model=options.model)
     encode = make_patch_encoder(subject, device=device, rasa=options.rasa)
     patch_px = subject.model.model.patch_px
-    geometry = Geometry(choose_px(subject, options.px), patch_px, batch=options.batch, workers=options.workers)
+    geometry = Geometry(choose_px(subject, options.size), patch_px, batch=options.batch, workers=options.workers)
     identity = {
         "checkpoint": subject.path.name,
         "checkpoint_sha256": subject.sha256,

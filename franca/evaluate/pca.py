@@ -88,9 +88,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def draw_pictures(options: argparse.Namespace) -> list[Path]:
     """Write a picture of each image and return their paths. Raises `DataError` on an image that cannot be read."""
-    subject = load_subject(options.subject, model=options.model)
+    subject = load_subject(options.subject, config=options.config, model=options.model)
     encode = make_patch_encoder(subject, device=make_device(options.device), rasa=options.rasa)
-    px = choose_px(subject, options.px)
+    px = choose_px(subject, options.size)
     patch_px = subject.model.model.patch_px
     images = [read_image(str(path)) for path in options.images]
     fitted = [fit_image(image, px=px, patch_px=patch_px) for image in images]

@@ -4,7 +4,6 @@ Letters: n images, p patches of an image, d embedding dimensions.
 """
 
 import argparse
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from franca.config import ConfigError, Model, Precision, load_config, make_config
+from franca.config import ConfigError, Model, Precision, TrainConfig, load_config, make_config
 from franca.evaluate.protocol import DTYPES
-from franca.evaluate.teacher import load_newest_teacher
+from franca.evaluate.teacher import Teacher, file_sha256, grid_px, load_newest_teacher, load_released
 from franca.models.rasa import load_rasa_head
 from franca.models.vit import VisionTransformer
 from franca.models.weights import WeightsError, load_backbone, load_weights, rename_upstream
@@ -36,7 +35,7 @@ EncodePatches = Callable[[UInt8[Tensor, "n height width 3"]], Float[Tensor, "n p
 class Subject:
     """A trained backbone on the CPU, how its images were normalized, and the file it came from.
 
-    `px` is the side of the crops that its positions were learned on.
+    `px` is the side of the images that its positions were made for.
     """
 
     model: VisionTransformer
@@ -51,33 +50,35 @@ class Subject:
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
     """Let a command line name a subject, where to compute, and a RASA head."""
     parser.add_argument("subject", type=Path, metavar="RUN_OR_WEIGHTS", help="run folder, or a weights file")
-    parser.add_argument("--model", type=Path, help="YAML of a weights file's model, like experiments/model/*.yaml")
-    parser.add_argument("--px", type=int, help="side of the images (default: that of the crops it was trained on)")
+    parser.add_argument("--config", type=Path, help="of a weights file: the config.yaml of its recipe")
+    parser.add_argument("--model", type=Path, help="or, without a recipe, a YAML like experiments/model/*.yaml")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: what the model was made for)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (default: CUDA where there is one)")
 
 
-def load_subject(path: Path, *, model: Path | None = None) -> Subject:
-    """The newest teacher of a run folder, or the backbone of a weights file that `model` describes.
+def load_subject(path: Path, *, config: Path | None = None, model: Path | None = None) -> Subject:
+    """The newest teacher of a run folder, or the backbone of a weights file that `config` or `model` describes.
 
-    Raises `ConfigError` on a description that is missing or does not fit, `WeightsError` on weights that are not of
-    the configuration.
+    Images are normalized as the recipe says, and as every released model's where there is none. Raises `ConfigError` on
+    a description that is missing or does not fit, `WeightsError` on weights that are not of the configuration.
     """
     if path.is_dir():
-        return _load_run(path)
+        recipe_path = path / "config.yaml"
+        if not recipe_path.is_file():
+            raise ConfigError(f"{recipe_path}: no such file; a run folder holds one")
+        recipe = load_config(recipe_path)
+        return _make_subject(load_newest_teacher(path, config=recipe), recipe)
+    if config is not None:
+        if not config.is_file():
+            raise ConfigError(f"{config}: no such file")
+        recipe = load_config(config)
+        return _make_subject(load_released(path, config_path=config, config=recipe), recipe)
     if model is None:
-        raise ConfigError(f"{path}: a weights file needs --model, a YAML like experiments/model/vit_base_14.yaml")
-    weights = rename_upstream(load_weights(path))
-    if "pos_embed" not in weights or weights["pos_embed"].ndim != 3:
-        raise WeightsError(f"{path}: holds no backbone, which has positions (pos_embed)")
-    description = _load_model(model)
-    grid = math.isqrt(max(weights["pos_embed"].shape[1] - 1, 0))
-    backbone = VisionTransformer(description, grid=grid)
-    try:
-        load_backbone(backbone, weights)
-    except WeightsError as error:
-        raise WeightsError(f"{path} is not a model of {model}: {error}") from error
-    px = grid * description.patch_px
-    return Subject(backbone.eval(), path, file_sha256(path), IMAGENET_MEAN, IMAGENET_STD, "fp32", px)
+        raise ConfigError(
+            f"{path}: a weights file needs --config, its recipe, or --model, like experiments/model/vit_base_14.yaml"
+        )
+    backbone = _load_described(path, model)
+    return Subject(backbone, path, file_sha256(path), IMAGENET_MEAN, IMAGENET_STD, "fp32", grid_px(backbone))
 
 
 def make_patch_encoder(subject: Subject, *, device: torch.device, rasa: Path | None = None) -> EncodePatches:
@@ -98,10 +99,13 @@ def make_patch_encoder(subject: Subject, *, device: torch.device, rasa: Path | N
 
 
 def choose_px(subject: Subject, px: int | None) -> int:
-    """The side of the images to be seen: what was asked for, or the crops'. Raises `ConfigError` on a cut patch."""
+    """The side of the images to be seen: what was asked for, or what the model was made for.
+
+    Raises `ConfigError` on one that is not of whole patches.
+    """
     patch_px = subject.model.model.patch_px
     if px is not None and (px < patch_px or px % patch_px):
-        raise ConfigError(f"--px: {px} is not a multiple of the patch, {patch_px} px")
+        raise ConfigError(f"--size: {px} is not a multiple of the patch, {patch_px} px")
     return px or subject.px
 
 
@@ -117,28 +121,24 @@ def square_view(image: Image.Image, *, px: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((px, px), Image.Resampling.BILINEAR))
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _make_subject(teacher: Teacher, config: TrainConfig) -> Subject:
+    data, precision = config.recipe.data, config.recipe.precision.backbone
+    px = grid_px(teacher.model)
+    return Subject(teacher.model, teacher.path, teacher.sha256, data.mean, data.std, precision, px)
 
 
-def _load_run(folder: Path) -> Subject:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; a run folder holds one")
-    config = load_config(path)
-    teacher = load_newest_teacher(folder, config=config)
-    data, recipe = config.recipe.data, config.recipe
-    return Subject(
-        teacher.model,
-        teacher.path,
-        teacher.sha256,
-        data.mean,
-        data.std,
-        recipe.precision.backbone,
-        recipe.crops.global_px,
-    )
+def _load_described(path: Path, description: Path) -> VisionTransformer:
+    """The backbone of a file, of the model that a YAML describes and the grid that its positions have."""
+    weights = rename_upstream(load_weights(path))
+    if "pos_embed" not in weights or weights["pos_embed"].ndim != 3:
+        raise WeightsError(f"{path}: holds no backbone, which has positions (pos_embed)")
+    grid = math.isqrt(max(weights["pos_embed"].shape[1] - 1, 0))
+    backbone = VisionTransformer(_load_model(description), grid=grid)
+    try:
+        load_backbone(backbone, weights)
+    except WeightsError as error:
+        raise WeightsError(f"{path} is not a model of {description}: {error}") from error
+    return backbone.eval()
 
 
 def _load_model(path: Path) -> Model:

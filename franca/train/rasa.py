@@ -37,12 +37,12 @@ from franca.evaluate.subject import (
     Subject,
     add_subject_arguments,
     choose_px,
-    file_sha256,
     load_subject,
     make_device,
     make_patch_encoder,
     square_view,
 )
+from franca.evaluate.teacher import file_sha256
 from franca.models.rasa import RasaHead, load_rasa_head, remove_plane
 from franca.models.weights import WeightsError
 from franca.train.planes import Images, RasaSettings, train_plane
@@ -112,8 +112,8 @@ def main(arguments: Sequence[str]) -> int:
 def train_rasa(options: argparse.Namespace) -> dict[str, Any]:
     """Train what is missing of a head, measure it, and write both; returns the results."""
     device = make_device(options.device)
-    subject = load_subject(options.subject, model=options.model)
-    settings = RasaSettings(options.epochs, options.lr, options.batch, choose_px(subject, options.px), options.seed)
+    subject = load_subject(options.subject, config=options.config, model=options.model)
+    settings = RasaSettings(options.epochs, options.lr, options.batch, choose_px(subject, options.size), options.seed)
     split = open_images(options.data, layout=options.layout)
     encode = make_patch_encoder(subject, device=device)
     grid = settings.px // subject.model.model.patch_px
