@@ -185,6 +185,15 @@ def _missing_data(spec: Spec, site: Site) -> Iterator[Missing]:
             yield entry, f"data_roots.{name} is not set: the images {purpose}"
         elif not Path(folder).is_dir():
             yield entry, f"data_roots.{name} is no folder: {folder}"
+        elif _is_unindexed(Path(folder)):
+            command = f"franca data prepare {name} --root {folder}"
+            yield {"data_roots": {name: folder}}, f"data_roots.{name} holds archives without an index; run `{command}`"
+
+
+def _is_unindexed(folder: Path) -> bool:
+    """Whether a data root holds archives that `franca data prepare` has not been through (franca/data/layout.py)."""
+    places = ("*.tar", "train/*.tar", "winter21_whole/*.tar")
+    return not (folder / ".franca-index" / "train.json").is_file() and any(any(folder.glob(of)) for of in places)
 
 
 def _missing_weights(spec: Spec, site: Site) -> Iterator[Missing]:

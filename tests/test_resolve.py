@@ -161,6 +161,25 @@ def test_everything_missing_is_said_at_once(project: Path, monkeypatch: pytest.M
         assert said in error.message
 
 
+def test_archives_without_an_index_are_found_before_the_launch(project: Path, cluster: Site) -> None:
+    """A root of archives that were never indexed is refused with the command that indexes them."""
+    root = project / "in21k"
+    root.mkdir()
+    (root / "n01440764.tar").touch()
+    site = dataclasses.replace(cluster, data_roots={**cluster.data_roots, "imagenet21k": str(root)})
+    with pytest.raises(SiteError, match=f"run `franca data prepare imagenet21k --root {root}`"):
+        resolve(FRANCA_B, site=site)
+    (root / ".franca-index").mkdir()
+    (root / ".franca-index" / "train.json").touch()
+    assert resolve(FRANCA_B, site=site).config.execution.data_root == str(root)
+
+
+def test_site_may_name_a_folder_of_ones_own(project: Path) -> None:
+    """The data set `folder` has its root in site.yaml like any other."""
+    write_site(project, {"local": {"data_roots": {"folder": "/my/images"}}})
+    assert load_site("local", root=project).data_roots["folder"] == "/my/images"
+
+
 def test_mend_of_a_missing_site_is_a_site(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines that the error offers, with true folders in them, make the row run."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
