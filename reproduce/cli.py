@@ -143,6 +143,35 @@ def evaluate_row(row: Row, changes: Changes = None, site: SiteName = None, seed:
     return 3 if evaluate(laid_out, screen=make_screen()) is None else 0
 
 
+@command("weights")
+def evaluate_released(
+    row: Row,
+    file: Annotated[list[Path] | None, typer.Option(help="A file in place of its download; one for each part.")] = None,
+    size: Annotated[int | None, typer.Option(help="Weights for images of so many pixels: 224 or 518.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also weights that were withdrawn or are doubted.")] = False,
+    protocol: Annotated[str, typer.Option(help="knn, linear and logreg, joined by commas.")] = "knn,linear",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda, in place of the site's.")] = None,
+    linear_iterations: Annotated[int, typer.Option(help="Steps of the linear probe.", min=1)] = 12_500,
+    site: SiteName = None,
+    as_json: Json = False,
+) -> int:
+    """Evaluate a row's released weights by the published protocol, against every version of the published numbers."""
+    from reproduce.judging import MAIN, RunFiles, write_report
+    from reproduce.resolve import load_site
+    from reproduce.spec import load_spec
+    from reproduce.weights import Protocol, evaluate_weights, render_verdict
+
+    spec, screen = load_spec(row), make_screen()
+    how = Protocol(tuple(protocol.split(",")), px=size, device=device, linear_iterations=linear_iterations)
+    verdict, path = evaluate_weights(
+        spec, site=load_site(site), protocol=how, given=file or (), anyway=anyway, say=screen.say
+    )
+    files = RunFiles(spec, MAIN)
+    report = write_report(files) if files.report("json").is_file() or not files.folder.is_dir() else path
+    show(verdict, as_json=as_json, text=lambda: f"{render_verdict(verdict)}\n{short_path(report)}")
+    return verdict.exit_code
+
+
 @command("judge")
 def judge_row(
     row: Row, changes: Changes = None, seed: Seed = None, exit_zero: ExitZero = False, as_json: Json = False

@@ -4,7 +4,9 @@
     ├── SpecError     a row, a config group, the schema, an override or versions.lock
     ├── SiteError     what this machine or cluster lacks for a row
     ├── LogError      a log or an evaluation file
-    └── RunError      a run folder, its launch or its state
+    ├── RunError      a run folder, its launch or its state
+    ├── WeightsFileError       released weights that cannot be had, or are not what they should be
+    └── FailedEvaluationError  an evaluation that failed through no mistake of the user's; the command exits with 1
 
 A scientific disagreement is never an error: it is a verdict.
 """
@@ -52,3 +54,13 @@ class LogError(ReproduceError):
 
 class RunError(ReproduceError):
     """A run folder is absent, incomplete, in use, or does not belong to the row that was asked for."""
+
+
+class WeightsFileError(ReproduceError):
+    """Released weights cannot be downloaded, are damaged, of another hash, or were withdrawn."""
+
+
+class FailedEvaluationError(ReproduceError):
+    """The evaluation of weights failed, through no mistake of the user's."""
+
+    exit_code = 1

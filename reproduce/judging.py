@@ -18,6 +18,7 @@ from reproduce.resolve import run_name
 from reproduce.runs import margins_sha256, read_provenance
 from reproduce.spec import Spec, list_rows, load_spec
 from reproduce.verdict import Verdict, judge
+from reproduce.weights_verdict import WeightsVerdict, load_weights_verdicts
 
 MAIN = "main"
 
@@ -79,8 +80,9 @@ def write_report(files: RunFiles) -> Path:
     if verdict is None and files.folder.is_dir():
         command = shlex.join(("reproduce", "judge", files.spec.row, *files.spec.overrides))
         raise RunError("the run was not judged yet", path=files.folder, mend=command)
+    weights = _load_weights(files.spec)
     if verdict is None:
-        text = render_report(None, spec=files.spec, commands=commands)
+        text = render_report(None, spec=files.spec, commands=commands, weights=weights)
     else:
         mine, references = _load_histories(files)
         text = render_report(
@@ -90,6 +92,7 @@ def write_report(files: RunFiles) -> Path:
             spec=files.spec,
             provenance=load_provenance(mine, references=references),
             commands=commands,
+            weights=weights,
         )
     write_whole(path, text)
     write_whole(files.report("svg"), render_badge(verdict, name=files.spec.name))
@@ -120,6 +123,15 @@ def load_verdict(files: RunFiles) -> Verdict | None:
         return Verdict.from_json(path.read_text())
     except ValueError as error:
         raise RunError(str(error), path=path, mend=f"reproduce judge {files.spec.row}") from error
+
+
+def _load_weights(spec: Spec) -> tuple[WeightsVerdict, ...]:
+    """What was found of the row's released weights."""
+    try:
+        return load_weights_verdicts(spec.row, root=spec.root)
+    except ValueError as error:
+        reports = spec.root / "reports"
+        raise RunError(f"a verdict on weights: {error}", path=reports, mend=f"reproduce weights {spec.row}") from error
 
 
 def _load_histories(files: RunFiles) -> tuple[History, tuple[History, ...]]:

@@ -81,13 +81,17 @@ class PublishedLog:
 
 @dataclass(frozen=True)
 class Weights:
-    """One file of released weights; `grid_px` is the side of the image that its position embedding was made for."""
+    """One file of released weights; `grid_px` is the side of the image that its position embedding was made for.
+
+    sha256: of the file, where it is known.
+    """
 
     url: str | None
     grid_px: int | None
     status: Literal["published", "withdrawn", "incomplete", "identical to DINOv2-L"]
     sources: tuple[Source, ...]
     note: str | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -338,4 +342,4 @@ def _make_metric(name: str, metric: Mapping[str, Any], cited: _Citations) -> Met
 
 def _make_weights(index: int, file: Mapping[str, Any], cited: _Citations) -> Weights:
     sources = cited.of(file, f"weights[{index}]")
-    return Weights(file["url"], file["grid_px"], file["status"], sources, file.get("note"))
+    return Weights(file["url"], file["grid_px"], file["status"], sources, file.get("note"), file.get("sha256"))

@@ -17,9 +17,9 @@ LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
     "launch runs",
     "problems log_head logs lineage frames curves bands",
-    "checks layers conclusions verdict",
+    "checks layers conclusions verdict weights_verdict",
     "figures report",
-    "published references progress phases judging pipeline",
+    "published references progress phases judging released weights pipeline",
     "overview tables screen console cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]

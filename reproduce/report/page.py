@@ -23,9 +23,11 @@ from reproduce.layers.knn import primary_k
 from reproduce.lineage import History
 from reproduce.report import run_facts, sections
 from reproduce.report.provenance import Provenance
+from reproduce.report.weights_section import make_weights
 from reproduce.sources import Source
 from reproduce.spec import Spec
 from reproduce.verdict import Verdict
+from reproduce.weights_verdict import WeightsVerdict
 
 DRAWN_SCHEDULES = ("lr", "wd", "mom")
 GITHUB = re.compile(r"([\w.-]+/[\w.-]+):([\w./+-]+)@([0-9a-f]{7,40})")
@@ -54,10 +56,12 @@ def render_report(
     spec: Spec | None = None,
     provenance: Provenance | None = None,
     commands: Sequence[str] = (),
+    weights: Sequence[WeightsVerdict] = (),
 ) -> str:
     """The report of a run (verdict and `mine`), of a row that was never run (`spec` alone), or of two logs (no spec).
 
-    `commands` are the exact lines that repeat it. A verdict comes with the history that was judged.
+    `weights` are the verdicts on the row's released weights, one for each size of images. `commands` are the exact
+    lines that repeat it. A verdict comes with the history that was judged.
     """
     if (verdict is None) != (mine is None):
         raise ValueError("a verdict and the history it judged come together")
@@ -77,6 +81,7 @@ def render_report(
         "logs": provenance.logs if provenance else (),
         "provenance_groups": run_facts.provenance_groups(provenance, spec=spec, mine=mine),
         "settings": run_facts.make_setting_tables(spec, mine=mine, references=references),
+        "weights": make_weights(weights),
         **_claims(spec, findings=findings),
     }
     if verdict is not None and mine is not None:
@@ -268,6 +273,7 @@ def _contents(context: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("losses", "Losses", judged),
         ("schedules", "Schedules", judged and context["schedules"]),
         ("knn", "k-NN", judged),
+        ("weights", "Released weights", context["weights"]),
         ("published", "Published results", context["spec"]),
         ("claims", "Claims and conflicts", context["spec"]),
         ("configuration", "Configuration", context["settings"]),
