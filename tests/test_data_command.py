@@ -189,6 +189,40 @@ def test_journal_cut_anywhere_gives_the_same_index(tmp_path: Path) -> None:
         assert read_tree(index / manifest["index"]) == expected
 
 
+def test_index_without_its_manifest_is_not_made_again(tmp_path: Path) -> None:
+    """A kill before the manifest's last write leaves the finished folder, which the next call takes as it is."""
+    write_imagenet21k(tmp_path)
+    layout = find_layout("imagenet21k", root=str(tmp_path), split="train")
+    manifest = build_index(layout, threads=1)
+    path = manifest_path(str(tmp_path), split="train")
+    expected = read_tree(path.parent)
+    path.unlink()
+    known: list[int] = []
+    assert build_index(layout, threads=1, advance=lambda units, images: known.append(units)) == manifest
+    assert known == [len(CLASSES)]
+    assert read_tree(path.parent) == expected
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    """While one process indexes, another is told so instead of writing into the same files."""
+    write_imagenet21k(tmp_path)
+    layout = find_layout("imagenet21k", root=str(tmp_path), split="train")
+
+    def build_again(units: int, images: int) -> None:
+        with pytest.raises(DataError, match="another process is indexing these data"):
+            build_index(layout, threads=1)
+
+    build_index(layout, threads=1, advance=build_again)
+
+
+def test_read_only_root_is_told_a_way_out(tmp_path: Path) -> None:
+    """A root that cannot be written to, here one whose index is no folder, is a mistake with a mend."""
+    write_imagenet21k(tmp_path)
+    (tmp_path / ".franca-index").write_text("")
+    with pytest.raises(DataError, match=r"the index cannot be written here: .*; where the data must stay read-only"):
+        build_index(find_layout("imagenet21k", root=str(tmp_path), split="train"), threads=1)
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.15, 0.3])
 def test_killed_indexing_goes_on(tmp_path: Path, delay_s: float) -> None:
     """kill -9 at any moment: the next call finishes, and the index is that of an undisturbed one."""

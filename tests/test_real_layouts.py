@@ -133,6 +133,9 @@ def test_killed_run_is_taken_up_with_other_workers(data: Path, tmp_path: Path, n
     assert read_losses(killed) == read_losses(whole)
     environment = json.loads((killed / "environment.json").read_text())
     assert environment["data"]["manifest"]["dataset"] == name
+    images = len_of(name, data)
+    said = f"{name}: {images} images here, the recipe says 240 (" in (killed / "log.txt").read_text()
+    assert said == (images != 240)
 
 
 @pytest.mark.parametrize("name", ["folder", "laion600m"])

@@ -122,6 +122,11 @@ def write_environment(folder: Path, *, config: TrainConfig, device: torch.device
     """Replace `environment.json`: what this launch ran on and with."""
     if rank():
         return
+    if len(dataset) != config.recipe.data.images:
+        said, here = config.recipe.data.images, len(dataset)
+        LOG.warning(
+            "%s: %d images here, the recipe says %d (%+.1f %%)", dataset.name, here, said, 100 * (here / said - 1)
+        )
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,
