@@ -82,6 +82,14 @@ def test_classes_of_archives_and_folders(tmp_path: Path, capsys: pytest.CaptureF
     assert {laion.read(row)[1] for row in range(0, 240, 40)} == {0}
 
 
+def test_class_that_the_list_lacks_is_refused(tmp_path: Path) -> None:
+    """A class folder that `labels.txt` does not name would shift no number: it is a mistake with the file's name."""
+    write_imagenet1k(tmp_path)
+    (tmp_path / "labels.txt").write_text("".join(f"{of},words\n" for of in CLASSES[1:]))
+    with pytest.raises(DataError, match=rf"labels\.txt: the class {CLASSES[0]} is missing"):
+        load_dataset("imagenet1k", root=str(tmp_path), split="train")
+
+
 def test_flat_validation_images_have_the_classes_of_their_list(tmp_path: Path) -> None:
     """`val/` without class folders is read by `val/labels.txt`, with or without an index."""
     contents = make_images(6)

@@ -114,10 +114,11 @@ def order_classes(root: str, class_names: tuple[str, ...]) -> tuple[str, ...]:
     if not path.is_file():
         return class_names
     listed = [line.partition(",")[0].strip() for line in path.read_text().splitlines() if line.strip()]
+    unique = dict.fromkeys(listed)
     for class_name in class_names:
-        if class_name not in listed:
+        if class_name not in unique:
             raise DataError(f"{path}: the class {class_name} is missing in this file; complete it or delete it")
-    return tuple(dict.fromkeys(listed))
+    return tuple(unique)
 
 
 def _parse_image_labels(path: Path) -> tuple[Source, ...]:
