@@ -355,6 +355,8 @@ def test_index_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     write_imagenet21k(tmp_path)
     manifest = build_index(find_layout("imagenet21k", root=str(tmp_path), split="train"), threads=1)
     path = manifest_path(str(tmp_path), split="train")
+    with pytest.raises(DataError, match="this root is indexed as imagenet21k; give laion600m a root of its own"):
+        build_index(find_layout("laion600m", root=str(tmp_path), split="train"), threads=1)
     with pytest.raises(DataError, match="the index of imagenet21k, not of laion600m"):
         load_dataset("laion600m", root=str(tmp_path), split="train")
     entries = path.parent / manifest["index"] / "entries.npy"

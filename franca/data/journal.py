@@ -51,6 +51,8 @@ def build_index(
     refuse_loose_files(layout)
     manifest = manifest_path(layout.root, split=layout.split)
     with _locked(manifest.parent):
+        if manifest.exists() and (other := load_manifest(manifest)["dataset"]) != layout.dataset:
+            raise DataError(f"{manifest}: this root is indexed as {other}; give {layout.dataset} a root of its own")
         partial = manifest.with_suffix(".partial")
         known = _newest_index(manifest) if layout.kind == "archives" else None  # files change without a trace
         if known and not partial.exists():

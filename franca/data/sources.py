@@ -3,10 +3,11 @@
 Nothing here downloads: ImageNet wants its terms accepted by a person, and LAION-COCO takes days and a fast resolver.
 """
 
-# valeoai/Franca dataset_prep.md@24f8c60, all options as they stand there. img2dataset's own recipe for LAION-COCO
-# differs in the size alone, 256, and a comment in Franca's configuration says "already resized to 256x256"
-# (vitl14.yaml@24f8c60). The document is the one that says how to make the data, so its 512 is taken; of an image of
-# 256 px, a crop of 224 px would be upscaled wherever its box is below 0.77 of the area.
+# valeoai/Franca dataset_prep.md@24f8c60: every option that shapes the data as it stands there, without its reports to
+# wandb; `incremental`, the default, says that it goes on after a stop. img2dataset's own recipe differs in the size,
+# 256, and a comment in Franca's configuration says "already resized to 256x256" (vitl14.yaml@24f8c60). The document is
+# the one that says how to make the data, so its 512 is taken; of an image of 256 px, a crop of 224 px would be upscaled
+# wherever its box is below 0.77 of the area.
 IMAGE_PX = 512
 PARQUET = "https://huggingface.co/datasets/laion/laion-coco/resolve/main"
 LAION = """\
