@@ -45,8 +45,8 @@ class Probe:
     """How the classifiers are trained; the defaults are DINOv2's in one process.
 
     `batch` counts the images of all processes; upstream's is 128 for each of eight. Augmented, every batch is read,
-    cropped and encoded anew, as published; else center crops are encoded once. Features beyond `memory_bytes` are kept
-    on the disk.
+    cropped and encoded anew, as published; else center crops are encoded once. Features beyond `memory_bytes`, half of
+    what is free where it is None, are kept on the disk.
     """
 
     iterations: int = 12_500
@@ -55,7 +55,7 @@ class Probe:
     evaluation_period: int = 1_250
     augment: bool = False
     seed: int = 0
-    memory_bytes: int = 2**36
+    memory_bytes: int | None = None
 
 
 @dataclass

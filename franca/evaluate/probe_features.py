@@ -7,6 +7,7 @@ Letters: n images, b blocks, d embedding dimensions, w = (b + 1) d values of an 
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +75,14 @@ def load_rows(
     config: TrainConfig,
     device: torch.device,
     folder: Path,
-    memory_bytes: int,
+    memory_bytes: int | None,
 ) -> Rows:
     """Encode the center crops of a dataset's images.
 
-    Rows of all processes that take more than `memory_bytes` are kept in a file in `folder`, mapped into memory, not on
-    the device. Raises `DataError` if no image can be read.
+    Rows of this process that take more than `memory_bytes` (None: half of what is free) are kept in a file in `folder`,
+    mapped into memory, not on the device. Raises `DataError` if no image can be read.
     """
+    budget = free_bytes(device) // 2 if memory_bytes is None else memory_bytes
     parts, labels, unreadable, width = [], [], [], 0
     path = folder / f"{dataset.name}-{len(dataset)}-{rank()}.rows"
     path.unlink(missing_ok=True)
@@ -88,7 +90,7 @@ def load_rows(
     options = {"data": recipe.data, "px": recipe.crops.global_px, "workers": workers, "device": device}
     for encoded, classes, failures in encode_batches(encode, dataset, **options):
         width = encoded.shape[1]
-        if len(dataset) * width * encoded.itemsize > memory_bytes:
+        if len(dataset) * width * encoded.itemsize > budget * world_size():
             append_rows(path, encoded)
         else:
             parts.append(encoded)
@@ -100,6 +102,13 @@ def load_rows(
     features = torch.cat(parts) if parts else map_rows(path, width=width)
     sizes = all_gather_rows(torch.tensor([len(features)]))
     return Rows(features, torch.cat(labels), int(sizes[: rank()].sum()), int(sizes.sum()), lines)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses, on a GPU or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def append_rows(path: Path, rows: Float[Tensor, "_ w"]) -> None:
