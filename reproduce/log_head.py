@@ -7,15 +7,22 @@ from typing import Any
 
 import yaml
 
+from reproduce.labels import numbered
 from reproduce.problems import Problem, capped
 
 # dinov2 logging/__init__.py: "{level}{date} {time} {process} {logger} {file}:{line}] {message}".
-STAMPED = re.compile(r"[DIWEFC]\d{8} \d\d:\d\d:\d\d \d+ \S+ \S+?:\d+\] (.*)")
+# Hydra's job logging: "[2026-01-01 12:00:00,123][name][INFO] - {message}". submitit's own: "submitit INFO (…) - …".
+STAMPED = re.compile(
+    r"(?:[DIWEFC]\d{8} \d\d:\d\d:\d\d \d+ \S+ \S+?:\d+\] "
+    r"|\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\[[^\[\]]+\]\[[A-Z]+\] - "
+    r"|submitit [A-Z]+ \([^()]*\) - )(.*)"
+)
+STAMPS = frozenset("DIWEFC[s")  # what a stamped line may begin with
 SHA = re.compile(r"\bsha: ([0-9a-f]{7,40})\b")
-SCALING = re.compile(r"scaling learning rate; base: ([\d.e+-]+), new: ([\d.e+-]+)")
+SCALING = re.compile(r"scaling learning rate; (?:base|old): ([\d.e+-]+), new: ([\d.e+-]+)")  # old: DINOv3
 ANCHOR = re.compile(r"(?m)(?:^|[\s:\-\[{,])&\w")
 KEY = re.compile(r"\s*(?:- |[\w.-]+:)")
-MESSAGE_LINES = 2000  # a dumped configuration has some hundred
+MESSAGE_LINES, MESSAGE_CHARACTERS = 2000, 1 << 17  # a dumped configuration has some hundred lines
 
 
 @dataclass(frozen=True)
@@ -76,17 +83,18 @@ def _config_messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
     Those are one-liners on scaling, and messages that go on with `key: value`; the model's repr, say, does not.
     """
-    start, message = 0, list[str]()
-    for number, line in enumerate(lines, 1):
-        match = STAMPED.match(line) if line[9:10] == " " else None
+    start, message, size = 0, list[str](), 0
+    for number, _, line in numbered(lines):
+        match = STAMPED.match(line) if line[:1] in STAMPS else None
         if match:
             if len(message) > 1 or SCALING.search("".join(message)):
                 yield start, "\n".join(message)
-            start, message = number, [match[1]]
+            start, message, size = number, [match[1]], len(match[1])
         elif len(message) == 1 and not KEY.match(line):
             message = []
-        elif message and len(message) < MESSAGE_LINES:
+        elif message and len(message) < MESSAGE_LINES and size + len(line) < MESSAGE_CHARACTERS:
             message.append(line)
+            size += len(line)
     if len(message) > 1 or SCALING.search("".join(message)):
         yield start, "\n".join(message)
 

@@ -16,7 +16,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
     "launch runs",
-    "problems log_head logs lineage frames curves bands",
+    "problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conclusions verdict weights_verdict",
     "figures report",
     "published references progress phases judging released weights pipeline",

@@ -207,7 +207,7 @@ def test_damaged_files_of_a_run_are_problems(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     """A folder without a log, a path that is not there and a file of another kind are errors that name it."""
     other = tmp_path / "table.csv"
-    other.write_text("epoch,loss,accuracy\n1,2,3\n")
+    other.write_text("name,size,accuracy\n1,2,3\n")
     with pytest.raises(RunError, match="no training_metrics"):
         load_history(tmp_path)
     with pytest.raises(LogError, match="no such file"):

@@ -16,6 +16,7 @@ from reproduce.checks import Check, Evidence, plural, quote, the_references
 from reproduce.curves import MEDIAN_WINDOW, SCHEDULES, full_windows
 from reproduce.layers.configuration import known_recipe, load_recipe
 from reproduce.lineage import History
+from reproduce.logs import TEXT
 
 Array = NDArray[np.float64]
 
@@ -181,7 +182,7 @@ def _tolerance(mine: History, reference: History, theirs: Array) -> Array | floa
 
 
 def _is_text(history: History) -> bool:
-    return history.dialect == "dinov2-text"
+    return history.dialect in TEXT
 
 
 def _resolution(mine: History, references: Sequence[History]) -> str:
