@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 
 @command("list")
-def list_rows(as_json: Json = False) -> None:
+def list_rows(as_json: Json = False) -> int:
     """List the rows: what each is and costs, whether its log was published, and how far it was run here."""
     from reproduce.overview import list_row_states, render_rows
 
-    states = list_row_states()
+    states, broken = list_row_states()
     show(states, as_json=as_json, text=lambda: render_rows(states, width=width()))
+    for error in broken:
+        typer.echo(f"error: {error}", err=True)
+    return 2 if broken else 0
 
 
 @command("show")

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.compose import find_root
+from reproduce.errors import SpecError
 from reproduce.runs import read_state
-from reproduce.spec import list_rows
+from reproduce.spec import find_rows
 from reproduce.terminal import render_table
 
 
@@ -25,10 +26,11 @@ class RowState:
     verdict: str | None
 
 
-def list_row_states() -> tuple[RowState, ...]:
-    """Every row with its own run and verdict, in alphabetical order."""
+def list_row_states() -> tuple[tuple[RowState, ...], tuple[SpecError, ...]]:
+    """Every row with its own run and verdict, in alphabetical order, and an error for each file that is none."""
     root = find_root()
-    return tuple(
+    rows, broken = find_rows(root=root)
+    states = tuple(
         RowState(
             row=row.row,
             version=row.version,
@@ -40,8 +42,9 @@ def list_row_states() -> tuple[RowState, ...]:
             run=_describe_run(root / "runs" / f"{row.row}@{row.version}" / "main"),
             verdict=_read_outcome(root / "reports" / f"{row.row}.json"),
         )
-        for row in list_rows(root=root)
+        for row in rows
     )
+    return states, broken
 
 
 def render_rows(states: tuple[RowState, ...], *, width: int) -> str:

@@ -185,8 +185,25 @@ class Spec:
 
 
 def list_rows(*, root: Path | None = None) -> tuple[RowSummary, ...]:
-    """Every row's summary, in alphabetical order, from the rows' own files alone: nothing is composed or validated."""
-    return tuple(_summary(path) for path in row_paths(find_root(root)).values())
+    """Every row's summary, in alphabetical order, from the rows' own files alone: nothing is composed or validated.
+
+    Raises `SpecError` on the first file that is no row.
+    """
+    summaries, broken = find_rows(root=root)
+    if broken:
+        raise broken[0]
+    return summaries
+
+
+def find_rows(*, root: Path | None = None) -> tuple[tuple[RowSummary, ...], tuple[SpecError, ...]]:
+    """The summaries of the rows whose files can be read, and an error for each of the others."""
+    summaries, broken = list[RowSummary](), list[SpecError]()
+    for path in row_paths(find_root(root)).values():
+        try:
+            summaries.append(_summary(path))
+        except SpecError as error:
+            broken.append(error)
+    return tuple(summaries), tuple(broken)
 
 
 def load_spec(row: str, *, overrides: Sequence[str] = (), root: Path | None = None) -> Spec:

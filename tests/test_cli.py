@@ -123,6 +123,16 @@ def test_mistakes_exit_with_2_and_say_what_is_wrong(arguments: tuple[str, ...], 
     assert said in result.stderr
 
 
+def test_one_broken_row_hides_no_other(project: Path) -> None:
+    """`list` shows the rows that can be read, names the file that cannot and its line, and exits with 2."""
+    before = len(json.loads(reproduce("list", "--json", project=project).stdout))
+    (project / "experiments" / "franca-L-in21k.yaml").write_text("row: [\n")
+    listed = reproduce("list", "--json", project=project)
+    assert listed.returncode == 2
+    assert len(json.loads(listed.stdout)) == before - 1
+    assert "franca-L-in21k.yaml:" in listed.stderr
+
+
 def test_audit_shows_conflicts(project: Path) -> None:
     """The audit of one row shows its conflicts, and as JSON every finding with its values."""
     assert "conflict" in reproduce("audit", "franca-L-in21k").stdout
