@@ -56,6 +56,11 @@ def test_distillation_keeps_the_teacher_and_the_students_average(teacher_file: P
 
     config = make_run(tmp_path / "parts", recipe=DISTILLATION, teacher_weights=str(teacher_file), until_iteration=5)
     assert train(config, folder=tmp_path / "parts") == "paused"
+    other = {name: tensor + 1 for name, tensor in load_file(teacher_file).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    config = make_run(tmp_path / "parts", recipe=DISTILLATION, teacher_weights=str(tmp_path / "other.safetensors"))
+    with pytest.raises(ConfigError, match=r"other\.safetensors: not the teacher that this run began with"):
+        train(config, folder=tmp_path / "parts")
     config = make_run(tmp_path / "parts", recipe=DISTILLATION, teacher_weights=str(teacher_file))
     assert train(config, folder=tmp_path / "parts") == "finished"
     assert_same_run(tmp_path / "whole", tmp_path / "parts", done=12)

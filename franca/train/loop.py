@@ -69,7 +69,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         write_environment(folder, config=config, device=device, dataset=dataset)
         initial = torch.Generator().manual_seed(derive_seed(config.seed, INITIAL_WEIGHTS))
         model = make_model(config, device=device, generator=initial)
-        load_frozen_teacher(model, config=config)
+        teacher_sha256 = load_frozen_teacher(model, config=config)
         caller = wrap(model, config=config)
         optimizer = make_optimizer(model.student, optim=recipe.optim)
         scaler = make_scaler(recipe.precision, device=device)
@@ -80,7 +80,9 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         done = 0
         if checkpoint:
             done = checkpoint["iteration"]
-            metrics.block, metrics.skipped = checkpoint["block"], checkpoint.get("skipped", 0)
+            metrics.load_state(checkpoint)
+            if checkpoint.get("frozen_teacher", "") != teacher_sha256:
+                raise ConfigError(f"{execution.teacher_weights}: not the teacher that this run began with")
             # Empty where the run began on a CPU, which scales nothing
             scaler.load_state_dict(checkpoint["scaler"] or scaler.state_dict())
         else:
@@ -145,12 +147,11 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
             if is_multiple(done, execution.checkpoint_period_iterations) or done == end or stopping:
                 metrics.check()
                 unreadable.write()
-                progress = {"block": metrics.block, "skipped": metrics.skipped, "scaler": scaler.state_dict()}
+                progress = {**metrics.state(), "scaler": scaler.state_dict(), "frozen_teacher": teacher_sha256}
                 checkpoints.save(done, model=model, optimizer=optimizer, progress=progress)
 
-        stopping = vote.take() or stopping
-
         # How it ended
+        stopping = vote.take() or stopping
         checkpoints.wait()
         outcome: Outcome = "finished" if done == recipe.iterations else "interrupted" if stopping else "paused"
         write_state(folder, state=outcome, iteration=done, of=recipe.iterations, images_per_second=speed)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,14 @@ class Metrics:
         finite = all_processes(values[: len(self.terms)].isfinite().all())
         self.healthy = finite if self.skips else self.healthy & finite
         self.pending.append((iteration, dict(settings), values))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"block": self.block, "skipped": self.skipped}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.block, self.skipped = state["block"], state.get("skipped", 0)
 
     def is_due(self, iteration: int) -> bool:
         """Whether a line is written at this iteration."""

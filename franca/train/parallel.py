@@ -7,6 +7,7 @@ from torch import nn
 
 from franca.config import ConfigError, TrainConfig
 from franca.distributed import make_mesh, replicate, shard, world_size
+from franca.evaluate.teacher import file_sha256
 from franca.models.attention import choose_backend
 from franca.models.weights import WeightsError, load_backbone, load_head, load_weights
 from franca.train.metrics import LOG
@@ -88,16 +89,23 @@ def load_start(model: SelfDistillation, *, config: TrainConfig) -> None:
     }
     load_networks(model.teacher, weights, path=path, heads_required=False)
     load_networks(model.student, students or weights, path=path, heads_required=False)
+    LOG.info("starting from: %s, SHA-256 %s", path, file_sha256(path))
 
 
-def load_frozen_teacher(model: SelfDistillation, *, config: TrainConfig) -> None:
-    """Load the teacher of a distillation, at every launch: checkpoints leave it out. Raises as `load_start` does."""
+def load_frozen_teacher(model: SelfDistillation, *, config: TrainConfig) -> str:
+    """Load the teacher of a distillation, at every launch: checkpoints leave it out. Its file's SHA-256, or nothing.
+
+    Raises as `load_start` does.
+    """
     if not config.recipe.frozen_teacher:
-        return
+        return ""
     assert model.frozen_teacher is not None
     row = config.recipe.frozen_teacher.row
     path = _weights_path(config.execution.teacher_weights, key="teacher_weights", row=row)
     load_networks(model.frozen_teacher, load_weights(path), path=path, heads_required=True)
+    digest = file_sha256(path)
+    LOG.info("frozen teacher: %s, SHA-256 %s", path, digest)
+    return digest
 
 
 def load_networks(
