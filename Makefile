@@ -3,6 +3,7 @@
 # make check   format, lint, types and tests: what CI runs
 # make references   train the reference runs of `digits` anew and publish their logs; about half an hour
 # make soak    kill the trainer at 50 random moments and hold what is left against a run left alone; some minutes
+# make slurm-up, slurm-down   start and stop a SLURM cluster on loopback for the tests marked `slurm`; needs root
 # make format  rewrite the code in the house format
 # make clean   remove the environment and caches; runs/ and reports/ stay
 
@@ -12,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help demo test lint check references soak format clean
+.PHONY: help demo test lint check references soak slurm-up slurm-down format clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,12 @@ references: $(INSTALLED)
 
 soak: $(INSTALLED)
 	python tests/soak.py
+
+slurm-up:
+	@tests/slurm/up
+
+slurm-down:
+	@tests/slurm/down --wipe
 
 format: $(INSTALLED)
 	ruff format
