@@ -108,13 +108,19 @@ def run_row(
     until: Until = None,
     site: SiteName = None,
     seed: Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job that would be submitted, for sbatch or this machine.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Train, evaluate, judge and report a row; what is already done is not done again."""
     from reproduce.judging import RunFiles, judge_run, write_report
-    from reproduce.phases import evaluate, train
+    from reproduce.phases import evaluate, render_launch, train
 
     laid_out, screen = resolve_run(row, changes, until=until, site=site, seed=seed), make_screen()
+    if dry_run:
+        typer.echo(render_launch(laid_out), nl=False)
+        return 0
     for note in laid_out.notes:
         screen.say(note)
     train(laid_out, command=command_line(), screen=screen)

@@ -8,6 +8,7 @@ terminal's Ctrl-C and hang-up.
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,66 +16,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
+from reproduce.attempts import Command, Start, exit_file, load_starts
 from reproduce.errors import RunError, SiteError
 from reproduce.files import is_locked, read_tail, write_whole
 from reproduce.resolve import Resolved
+from reproduce.snapshot import snapshot_environment
 
 Executor = Literal["local", "slurm"]
 
-INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be started again
-FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 MAX_REQUEUES = 10_000  # submitit gives a job up after 3 time limits; a run of months passes one every day
 ONE_YEAR_MIN = 366 * 24 * 60  # submitit's local executor would end a job after 2 minutes
 CONTROLLER_LOG = "controller.log"
 REQUEST_FILE = "request.json"
 JOB_FILE = "job.json"
-
-
-@dataclass(frozen=True)
-class Command:
-    """What submitit pickles: runs `arguments` as a child, hands signals on to it, returns its exit code.
-
-    SIGUSR2 is the cluster's notice that the time is up: once the child has saved its work, submitit's own handler,
-    which asks `checkpoint` what to start next, requeues the job. `visible_gpus` is CUDA_VISIBLE_DEVICES as the user set
-    it: submitit's local executor would count GPUs from 0 again.
-    """
-
-    arguments: tuple[str, ...]
-    visible_gpus: str | None = None
-
-    def __call__(self) -> int:
-        _export_ranks()
-        if self.visible_gpus is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
-        requeue = signal.getsignal(signal.SIGUSR2)
-        received: list[int] = []
-        process: subprocess.Popen[bytes] | None = None
-
-        def forward(number: int, _frame: FrameType | None) -> None:
-            received.append(number)
-            if process is not None:
-                process.send_signal(number)
-
-        for number in FORWARDED:
-            signal.signal(number, forward)
-        process = subprocess.Popen(self.arguments)
-        if received:
-            process.send_signal(received[-1])
-        code = process.wait()
-        if -code in received:  # it had not come to handle signals yet, so there was nothing to save
-            code = INTERRUPTED
-        if signal.SIGUSR2 in received and code == INTERRUPTED and callable(requeue):
-            requeue(signal.SIGUSR2, None)
-        return code
-
-    def checkpoint(self) -> Any:
-        """What submitit starts when the job comes back: the same command, which continues by itself."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 @dataclass(frozen=True)
@@ -110,13 +66,12 @@ class Job:
 
     def exit_code(self) -> int | None:
         """The command's exit code (that of rank 0), or None where the job was cut off before it could tell."""
-        from submitit.core.utils import JobPaths, pickle_load
+        path = exit_file(self.folder, self.job_id)
+        return int(path.read_text()) if path.is_file() else None
 
-        result = JobPaths(self.folder, job_id=self.job_id, task_id=0).result_pickle
-        if not result.is_file():
-            return None
-        outcome, value = pickle_load(result)
-        return int(value) if outcome == "success" else None
+    def starts(self) -> tuple[Start, ...]:
+        """When and from where the job was started, each time."""
+        return load_starts(self.folder, self.job_id)
 
     def wrote(self, path: Path) -> bool:
         """Whether a file is not older than this job."""
@@ -156,29 +111,76 @@ def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> d
             "slurm_qos": slurm.qos,
             "slurm_constraint": slurm.constraint,
             "slurm_signal_delay_s": slurm.signal_delay_s,
-            "slurm_setup": list(slurm.setup),
+            "slurm_setup": [
+                *slurm.setup,
+                *(f"export {shlex.join([f'{k}={v}'])}" for k, v in slurm.environment.items()),
+            ],
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],
             "slurm_additional_parameters": dict(slurm.additional_parameters),
         }
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def submit(arguments: Sequence[str], *, folder: Path, executor: Executor, parameters: Mapping[str, Any]) -> Job:
+def submit(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    executor: Executor,
+    parameters: Mapping[str, Any],
+    run: Path | None = None,
+    snapshot: Path | None = None,
+) -> Job:
     """Start a command as a job whose files go to a new folder inside `folder`.
 
-    `parameters` are submitit's (`nodes`, `tasks_per_node`, `gpus_per_node`, `slurm_partition`, ...). Raises `SiteError`
+    `parameters` are submitit's (`nodes`, `tasks_per_node`, `gpus_per_node`, `slurm_partition`, ...). `run` is the run
+    folder whose checkpoints are the job's progress, `snapshot` the copy of the code that it runs. Raises `SiteError`
     where the cluster is absent or refuses the job, `RunError` where this machine cannot start it.
     """
-    if executor == "slurm" and shutil.which("sbatch") is None:
-        raise SiteError(
-            "sbatch is not on the PATH", mend="run this on a login node of the cluster, or use --site local"
-        )
+    if executor == "slurm":
+        _require_cluster()
     fresh = _make_job_folder(folder)
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES") if executor == "local" and parameters.get("gpus_per_node") else None
-    request = {"command": [list(arguments), gpus], "executor": executor, "parameters": dict(parameters)}
+    request = {
+        "command": {
+            "arguments": list(arguments),
+            "visible_gpus": gpus,
+            "run": None if run is None else str(run.resolve()),
+        },
+        "executor": executor,
+        "parameters": with_snapshot(parameters, snapshot=snapshot) if executor == "slurm" else dict(parameters),
+    }
     (fresh / REQUEST_FILE).write_text(json.dumps(request, indent=1) + "\n")
     if executor == "slurm":
         return _submit_request(fresh)
-    return _submit_detached(fresh)
+    return _submit_detached(fresh, snapshot=snapshot)
+
+
+def with_snapshot(parameters: Mapping[str, Any], *, snapshot: Path | None) -> dict[str, Any]:
+    """Parameters of a cluster's job whose script makes Python import a copy of the code."""
+    if snapshot is None:
+        return dict(parameters)
+    lines = [
+        "export PYTHONSAFEPATH=1",
+        f'export PYTHONPATH={shlex.quote(str(snapshot))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+    ]
+    return {**parameters, "slurm_setup": [*parameters.get("slurm_setup", ()), *lines]}
+
+
+def render_script(folder: Path, *, parameters: Mapping[str, Any]) -> str:
+    """The text that `sbatch` would be given for the next job inside `folder`. Asks no cluster and writes nothing."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Elsewhere(SlurmExecutor):
+        """submitit's executor on a machine that need not have SLURM."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    executor = Elsewhere(next_job_folder(folder), max_num_timeout=MAX_REQUEUES)
+    own = {key.removeprefix("slurm_"): value for key, value in parameters.items()}
+    executor.update_parameters(**executor._convert_parameters(own))
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
 def load_job(folder: Path) -> Job:
@@ -191,12 +193,13 @@ def load_job(folder: Path) -> Job:
         raise RunError(f"no job was recorded here ({error})", path=path) from error
 
 
-def _submit_detached(folder: Path) -> Job:
+def _submit_detached(folder: Path, *, snapshot: Path | None) -> Job:
     """Submit from a session of its own. The job's controller inherits the lock on its log, and frees it by dying.
 
     The lock says what a process id cannot: ids are used again, and an orphan that nobody reaps stays in the table.
     """
     log = folder / CONTROLLER_LOG
+    copy = snapshot_environment(snapshot, os.environ) if snapshot else {}
     with log.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         submitter = subprocess.run(
@@ -205,6 +208,7 @@ def _submit_detached(folder: Path) -> Job:
             stdout=file,
             stderr=file,
             start_new_session=True,
+            env={**os.environ, **copy},
             check=False,
         )
     if submitter.returncode != 0:
@@ -218,37 +222,39 @@ def _submit_request(folder: Path) -> Job:
     import submitit
 
     request = json.loads((folder / REQUEST_FILE).read_text())
-    arguments, gpus = request["command"]
+    command = request["command"]
     cluster = request["executor"]  # always named: submitit would take SLURM as soon as srun is on the PATH
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
     executor.update_parameters(**{"timeout_min": ONE_YEAR_MIN, **request["parameters"]})
     try:
-        job_id = executor.submit(Command(tuple(arguments), visible_gpus=gpus)).job_id
+        job_id = executor.submit(Command(**{**command, "arguments": tuple(command["arguments"])})).job_id
     except submitit.core.utils.FailedJobError as error:
         raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
     write_whole(folder / JOB_FILE, json.dumps({"executor": cluster, "job_id": job_id}) + "\n")
     return load_job(folder)
 
 
-def _make_job_folder(folder: Path) -> Path:
+def next_job_folder(folder: Path) -> Path:
     """The next numbered folder: job ids come again, and submitit would take an old job's result for the new one's."""
+    numbers = (int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    return folder.resolve() / f"{1 + max(numbers, default=0):04d}"
+
+
+def _make_job_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
-        fresh = folder.resolve() / f"{number:04d}"
+        fresh = next_job_folder(folder)
         fresh.mkdir()
     except OSError as error:
         raise RunError(f"cannot write here: {error.strerror}", path=folder) from error
     return fresh
 
 
-def _export_ranks() -> None:
-    """Tell several tasks of one job about one another, in the variables that torch.distributed reads."""
-    import submitit
-    from submitit.helpers import TorchDistributedEnvironment
-
-    if submitit.JobEnvironment().num_tasks > 1:
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+def _require_cluster() -> None:
+    if shutil.which("sbatch") is None:
+        raise SiteError(
+            "sbatch is not on the PATH", mend="run this on a login node of the cluster, or use --site local"
+        )
 
 
 if __name__ == "__main__":

@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from reproduce.attempts import INTERRUPTED
 from reproduce.errors import RunError, SiteError
 from reproduce.files import short_path
-from reproduce.launch import INTERRUPTED, Job, make_parameters, submit
+from reproduce.launch import Job, make_parameters, render_script, submit, with_snapshot
 from reproduce.progress import Progress, newest_evaluation, read_progress
 from reproduce.resolve import Resolved
 from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
+from reproduce.snapshot import snapshot_path, take_snapshot
 
+CODE = "code"  # copies of the code, in the run folder
 POLL_S = {"local": 0.5, "slurm": 15.0}  # squeue is a load on the whole cluster
 TRAINER_NEEDS = {
     "torch": "torch",
@@ -85,6 +88,16 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         _raise_if_cut_short(folder, job=job, command=command)
 
 
+def render_launch(resolved: Resolved) -> str:
+    """What `train` would hand over for this run as it stands: sbatch's script, or the line that starts the trainer."""
+    files, snapshot = resolved.folder / "submitit", snapshot_path(resolved.folder / CODE)
+    if resolved.site.executor == "slurm":
+        parameters = make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node)
+        return render_script(files, parameters=with_snapshot(parameters, snapshot=snapshot))
+    line = shlex.join(_trainer(resolved.folder))
+    return f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}\n{line}\n"
+
+
 def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     """Evaluate the run's newest teacher; returns the path of `evaluation.json`, left as it is where it is of that one.
 
@@ -113,6 +126,7 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
         folder=folder / "submitit",
         executor=resolved.site.executor,
         parameters=make_parameters(resolved, nodes=1, tasks_per_node=1),
+        snapshot=take_snapshot(folder / CODE),
     )
     try:
         while job.is_running():
@@ -122,6 +136,11 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
         raise
     _raise_if_failed("the evaluation", job.exit_code(), job=job, said=job.last_words(), log=job.stderr)
     return result
+
+
+def _trainer(folder: Path) -> tuple[str, ...]:
+    """The command that each task of a run's job is."""
+    return (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve()))
 
 
 def _require_trainer() -> None:
@@ -143,10 +162,12 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             )
             return job, False
         job = submit(
-            (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve())),
+            _trainer(folder),
             folder=folder / "submitit",
             executor=resolved.site.executor,
             parameters=make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node),
+            run=folder,
+            snapshot=take_snapshot(folder / CODE),
         )
         record_launch(folder, job=job, site=resolved.site.name)
         screen.say(f"{short_path(folder)}: training as job {job.job_id} on {resolved.site.name}")

@@ -69,7 +69,7 @@ def resolve(spec: Spec, *, site: Site, seed: int | None = None, until: str | Non
 def lay_out(spec: Spec, *, site: Site) -> tuple[int, int, Execution]:
     """(nodes, processes on each, what each is told): the run to its end, whether or not the site has all it needs."""
     device = _device(spec, site)
-    nodes, tasks = _layout(spec, site, gpus_per_node=_gpus_per_node(site) if device == "cuda" else 0)
+    nodes, tasks = _layout(spec, site, device=device)
     return nodes, tasks, _make_execution(spec, site, device=device, nodes=nodes, tasks_per_node=tasks)
 
 
@@ -233,17 +233,18 @@ def _gpus_per_node(site: Site) -> int:
     return site.gpus_per_node
 
 
-def _layout(spec: Spec, site: Site, *, gpus_per_node: int) -> tuple[int, int]:
+def _layout(spec: Spec, site: Site, *, device: Literal["cpu", "cuda"]) -> tuple[int, int]:
     """(nodes, processes on each): the most processes, up to the documented GPUs, that divide the global batch.
 
-    As few nodes as hold them; one process where there is no GPU.
+    As few nodes as hold them. Without GPUs the site says how many share the run.
     """
-    most = max(spec.resources.gpus, 1)
+    per_node = (_gpus_per_node(site) if device == "cuda" else site.processes_per_node) or 0
+    most = 1 if not per_node else site.nodes * per_node if device == "cpu" else max(spec.resources.gpus, 1)
     fitting = [
         (nodes * tasks, -nodes, tasks)
         for nodes in range(1, site.nodes + 1)
-        for tasks in range(1, max(gpus_per_node, 1) + 1)
-        if nodes * tasks <= (most if gpus_per_node else 1) and spec.recipe.global_batch % (nodes * tasks) == 0
+        for tasks in range(1, max(per_node, 1) + 1)
+        if nodes * tasks <= most and spec.recipe.global_batch % (nodes * tasks) == 0
     ]
     _, nodes, tasks = max(fitting)
     return -nodes, tasks

@@ -14,7 +14,10 @@ from reproduce.validate import load_schema, validate
 
 @dataclass(frozen=True)
 class Slurm:
-    """What `sbatch` is told beyond nodes, tasks and GPUs. `setup` are shell lines that run before the trainer."""
+    """What `sbatch` is told beyond nodes, tasks and GPUs.
+
+    `setup` are shell lines that run before the trainer, `environment` are variables that it gets.
+    """
 
     partition: str | None
     account: str | None
@@ -25,6 +28,7 @@ class Slurm:
     cpus_per_task: int
     mem_gb_per_node: int | None
     setup: tuple[str, ...]
+    environment: Mapping[str, str | int]
     additional_parameters: Mapping[str, str | int | bool]
 
 
@@ -32,8 +36,9 @@ class Slurm:
 class Site:
     """A machine or cluster. `device` auto is `cuda` for rows that document GPUs and `cpu` for the rest.
 
-    gpus_per_node: None counts those that the driver lists. batch_per_gpu_max: images that fit in one GPU's memory;
-    None trusts the row's documented batch. paths: the files that a user edits to change the site, most specific first.
+    gpus_per_node: None counts those that the driver lists. processes_per_node: those that share a run without GPUs;
+    None is one in all. batch_per_gpu_max: images that fit in one GPU's memory; None trusts the row's documented batch.
+    paths: the files that a user edits to change the site, most specific first.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Site:
     device: Literal["auto", "cpu", "cuda"]
     nodes: int
     gpus_per_node: int | None
+    processes_per_node: int | None
     batch_per_gpu_max: int | None
     workers: int
     threads: int

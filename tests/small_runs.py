@@ -17,6 +17,7 @@ LOCAL = Site(
     device="cpu",
     nodes=1,
     gpus_per_node=0,
+    processes_per_node=None,
     batch_per_gpu_max=None,
     workers=0,
     threads=1,

@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
-    "launch runs",
+    "attempts snapshot launch runs",
     "problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conclusions verdict weights_verdict",
     "figures report",

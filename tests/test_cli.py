@@ -37,6 +37,24 @@ def reproduce(*arguments: str, project: Path = ROOT) -> Result:
     return result
 
 
+def test_launch_is_shown_without_being_made(project: Path) -> None:
+    """--dry-run prints sbatch's script for the site's nodes and tasks, on any machine, and writes nothing."""
+    site = {"nodes": 2, "processes_per_node": 2, "device": "auto", "slurm": {"partition": "long", "cpus_per_task": 3}}
+    (project / "site.yaml").write_text(json.dumps({"slurm": site}))
+    text = reproduce("run", "digits", "--site", "slurm", "--dry-run", project=project).stdout
+    for line in ("--nodes=2", "--ntasks-per-node=2", "--partition=long", "--cpus-per-task=3", "--signal=USR2@300"):
+        assert f"#SBATCH {line}" in text.splitlines()
+    assert "runs/digits@1/main/submitit/0001" in text
+    assert not (project / "runs").exists()
+
+
+def test_launch_on_this_machine_is_shown(project: Path) -> None:
+    """Without a cluster --dry-run prints the line that starts the trainer."""
+    text = reproduce("run", "digits", "--site", "local", "--dry-run", project=project).stdout
+    assert f"-m franca.train {project}/runs/digits@1/main/config.yaml" in text
+    assert not (project / "runs").exists()
+
+
 def write_log(path: Path, *, seed: int, stop: int = 600) -> Path:
     lines = [{"iteration": record.iteration, **record.values} for record in make_records(seed, stop=stop, total=600)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

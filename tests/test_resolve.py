@@ -111,6 +111,24 @@ def test_smaller_machines_accumulate(
     assert any("KoLeo" in note for note in resolved.notes) == (expected[2] != 64)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "processes_per_node", "expected"),
+    [(1, None, (1, 1)), (4, None, (1, 1)), (1, 2, (1, 2)), (2, 2, (2, 2)), (2, 3, (2, 2)), (3, 8, (2, 8))],
+)
+def test_row_without_gpus_is_shared_as_the_site_says(
+    nodes: int, processes_per_node: int | None, expected: tuple[int, int]
+) -> None:
+    """A run on CPUs takes the most processes that divide its batch of 64, each its share; one where none is said."""
+    site = dataclasses.replace(
+        load_site("slurm", root=ROOT), device="auto", nodes=nodes, processes_per_node=processes_per_node
+    )
+    resolved = resolve(DIGITS, site=site)
+    execution = resolved.config.execution
+    assert (resolved.nodes, resolved.tasks_per_node) == expected
+    assert execution.processes * execution.batch_per_process * execution.accumulation == 64
+    assert execution.processes == expected[0] * expected[1]
+
+
 @given(
     nodes=st.integers(1, 40),
     gpus_per_node=st.integers(1, 16),

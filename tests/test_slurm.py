@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,13 @@ import pytest
 from small_runs import make_resolved
 
 from reproduce.errors import SiteError
-from reproduce.phases import POLL_S, FailedRunError, InterruptedRunError, evaluate, train
+from reproduce.launch import make_parameters, submit
+from reproduce.phases import POLL_S, FailedRunError, InterruptedRunError, evaluate, render_launch, train
 from reproduce.progress import Progress
-from reproduce.resolve import Resolved, Slurm
+from reproduce.resolve import Resolved
 from reproduce.runs import newest_job, read_evaluation, read_provenance, read_state
+from reproduce.sites import Slurm
+from reproduce.snapshot import take_snapshot
 
 HAS_CLUSTER = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 pytestmark = [
@@ -33,6 +37,7 @@ SLURM = Slurm(
     cpus_per_task=1,
     mem_gb_per_node=4,
     setup=(),
+    environment={},
     additional_parameters={},
 )
 LONG = {"iterations": 600, "evaluation": {"period_iterations": 600}}
@@ -63,14 +68,18 @@ def on_cluster(folder: Path, *, slurm: Slurm = SLURM, **changes: object) -> Reso
     return dataclasses.replace(resolved, site=site)
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.1)
+
+
 def when_training(folder: Path, act: Callable[[str], None]) -> threading.Thread:
     """Do something with the job's id once the trainer is at its first iterations."""
 
     def wait() -> None:
-        end = time.monotonic() + 120
-        while not ((state := read_state(folder)) and state.iteration > 0):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        wait_until(lambda: (state := read_state(folder)) is not None and state.iteration > 0)
         job = newest_job(folder)
         assert job is not None
         act(job.job_id)
@@ -88,6 +97,32 @@ def test_row_is_trained_and_evaluated_by_the_cluster(tmp_path: Path) -> None:
     assert evaluate(resolved, screen=Silent()) is not None
     assert read_evaluation(resolved.folder)["iteration"] == 40
     assert [launch["executor"] for launch in read_provenance(resolved.folder)["launches"]] == ["slurm"]
+
+
+def test_dry_run_is_what_the_cluster_is_given(tmp_path: Path) -> None:
+    """The script that is printed before a launch is the one that is then submitted, to the byte."""
+    resolved = on_cluster(tmp_path / "run", until_iteration=1)
+    text = render_launch(resolved)
+    assert not (tmp_path / "run").exists()
+    train(resolved, command=COMMAND, screen=Silent())
+    job = newest_job(resolved.folder)
+    assert job is not None
+    assert (job.folder / f"{job.job_id}_submission.sh").read_text() == text
+
+
+def test_job_runs_the_code_and_the_variables_it_was_submitted_with(tmp_path: Path) -> None:
+    """A job's trainer is the copy in its run folder, and the site's variables reach it."""
+    slurm = dataclasses.replace(SLURM, environment={"FRANCA_ROOM": "a b", "FRANCA_NUMBER": 3})
+    resolved = on_cluster(tmp_path / "run", slurm=slurm)
+    script = "import os, franca; print(franca.__file__, os.environ['FRANCA_ROOM'], os.environ['FRANCA_NUMBER'])"
+    snapshot = take_snapshot(tmp_path / "code")
+    parameters = make_parameters(resolved, nodes=1, tasks_per_node=1)
+    command = (sys.executable, "-c", script)
+    job = submit(command, folder=tmp_path / "jobs", executor="slurm", parameters=parameters, snapshot=snapshot)
+    wait_until(lambda: not job.is_running())
+    assert job.exit_code() == 0
+    printed = (job.folder / f"{job.job_id}_0_log.out").read_text().splitlines()
+    assert f"{snapshot / 'franca' / '__init__.py'} a b 3" in printed
 
 
 def test_job_at_its_time_limit_is_requeued_and_goes_on(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""A job's task in, its command's exit code out: what submitit pickles and every task of a job runs, at every start.
+
+A cluster starts a job again after a time limit, a preemption or a dead node, without asking who submitted it. So each
+start is written down beside the job, with how far the run's checkpoints had come, and a job that is started again and
+again without coming further ends itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from reproduce.files import write_whole
+
+INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be started again
+MISTAKE = 2
+FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+IDLE_STARTS = 4  # this many starts at one and the same iteration, and the job gives up
+GRACE_S = 10.0  # between a task's failure and the end of the others: time to say what they know, and to end themselves
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job: when, and how many iterations the run's newest checkpoint then held."""
+
+    time: str
+    iteration: int
+
+
+@dataclass(frozen=True)
+class Command:
+    """What submitit pickles: runs `arguments` as a child, hands signals on to it, returns its exit code.
+
+    SIGUSR2 is the cluster's notice that the time is up: once the child has saved its work, submitit's own handler,
+    which asks `checkpoint` what to start next, requeues the job. `visible_gpus` is CUDA_VISIBLE_DEVICES as the user set
+    it: submitit's local executor would count GPUs from 0 again. `run` is the run folder whose checkpoints are the
+    job's progress. A task that fails where there are several ends with the command's code, on which srun ends the rest.
+    """
+
+    arguments: tuple[str, ...]
+    visible_gpus: str | None = None
+    run: str | None = None
+
+    def __call__(self) -> int:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        folder, first = job.paths.folder, job.global_rank == 0
+        if first:
+            exit_file(folder, job.job_id).unlink(missing_ok=True)
+            self._write_start(folder, job.job_id)
+        _export_ranks(tasks=job.num_tasks)
+        if self.visible_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        code = _run_child(self.arguments)
+        if first:
+            write_whole(exit_file(folder, job.job_id), f"{code}\n")
+        if job.num_tasks > 1 and code not in (0, MISTAKE, INTERRUPTED):
+            time.sleep(GRACE_S)
+            sys.exit(abs(code))
+        return code
+
+    def checkpoint(self) -> Any:
+        """What submitit starts when the job comes back: the same command, which continues by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _write_start(self, folder: Path, job_id: str) -> None:
+        """Note this start; end the job, as failed, where the last ones all began where this one would."""
+        iteration = newest_checkpoint(Path(self.run)) if self.run else 0
+        earlier = load_starts(folder, job_id)
+        if self.run and len(earlier) >= IDLE_STARTS and {s.iteration for s in earlier[-IDLE_STARTS:]} == {iteration}:
+            print(f"error: started {IDLE_STARTS} times at iteration {iteration} and came no further", file=sys.stderr)
+            write_whole(exit_file(folder, job_id), "1\n")
+            sys.exit(1)
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "iteration": iteration}
+        with starts_file(folder, job_id).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def starts_file(folder: Path, job_id: str) -> Path:
+    """Where the starts of a job are written down, one a line."""
+    return folder / f"{job_id}_starts.jsonl"
+
+
+def exit_file(folder: Path, job_id: str) -> Path:
+    """Where the exit code of a job's newest start is, once it has ended by itself."""
+    return folder / f"{job_id}_exit_code"
+
+
+def load_starts(folder: Path, job_id: str) -> tuple[Start, ...]:
+    """All starts of a job, oldest first; a torn last line is left out."""
+    path = starts_file(folder, job_id)
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return tuple(Start(**json.loads(line)) for line in lines if line.endswith("\n"))
+
+
+def newest_checkpoint(run: Path) -> int:
+    """The iteration of the newest checkpoint in a run folder; 0 without one."""
+    return max((int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()), default=0)
+
+
+def _run_child(arguments: Sequence[str]) -> int:
+    """Run a command to its end and return its exit code; signals go on to it, SIGUSR2 requeues the job."""
+    requeue = signal.getsignal(signal.SIGUSR2)
+    received: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if process is not None:
+            process.send_signal(number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    process = subprocess.Popen(arguments)
+    if received:
+        process.send_signal(received[-1])
+    code = process.wait()
+    if -code in received:  # it had not come to handle signals yet, so there was nothing to save
+        code = INTERRUPTED
+    if signal.SIGUSR2 in received and code == INTERRUPTED and callable(requeue):
+        requeue(signal.SIGUSR2, None)
+    return code
+
+
+def _export_ranks(*, tasks: int) -> None:
+    """Tell several tasks of one job about one another, in the variables that torch.distributed reads."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
