@@ -185,6 +185,8 @@ def _missing_data(spec: Spec, site: Site) -> Iterator[Missing]:
             yield entry, f"data_roots.{name} is not set: the images {purpose}"
         elif not Path(folder).is_dir():
             yield entry, f"data_roots.{name} is no folder: {folder}"
+        elif not any(Path(folder).iterdir()):
+            yield entry, f"data_roots.{name} is an empty folder: {folder}"
         elif _is_unindexed(Path(folder)):
             command = f"franca data prepare {name} --root {folder}"
             yield {"data_roots": {name: folder}}, f"data_roots.{name} holds archives without an index; run `{command}`"

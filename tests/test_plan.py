@@ -24,6 +24,7 @@ FRANCA_B = load_spec("franca-B-in21k", root=ROOT)
 @pytest.fixture
 def cluster(tmp_path: Path) -> Site:
     """Two nodes of eight GPUs, with a folder for the data."""
+    (tmp_path / "train").mkdir()
     roots = {name: str(tmp_path) for name in ("imagenet1k", "imagenet21k", "laion600m")}
     return dataclasses.replace(load_site("slurm", root=ROOT), data_roots=roots, nodes=2, gpus_per_node=8)
 

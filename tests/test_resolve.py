@@ -33,7 +33,7 @@ def cluster(tmp_path: Path) -> Site:
     """A SLURM cluster of 32 nodes with four GPUs each, and folders for the data."""
     folders = {}
     for name in ("imagenet1k", "imagenet21k", "laion600m"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "train").mkdir(parents=True)
         folders[name] = str(tmp_path / name)
     return dataclasses.replace(load_site("slurm", root=ROOT), data_roots=folders)
 
@@ -190,6 +190,14 @@ def test_archives_without_an_index_are_found_before_the_launch(project: Path, cl
     (root / ".franca-index").mkdir()
     (root / ".franca-index" / "train.json").touch()
     assert resolve(FRANCA_B, site=site).config.execution.data_root == str(root)
+
+
+def test_empty_data_root_is_found_before_the_launch(tmp_path: Path, cluster: Site) -> None:
+    """A folder that nothing was copied into is as good as none."""
+    (tmp_path / "empty").mkdir()
+    site = dataclasses.replace(cluster, data_roots={**cluster.data_roots, "imagenet1k": str(tmp_path / "empty")})
+    with pytest.raises(SiteError, match=r"data_roots\.imagenet1k is an empty folder"):
+        resolve(FRANCA_B, site=site)
 
 
 def test_site_may_name_a_folder_of_ones_own(project: Path) -> None:
