@@ -21,7 +21,9 @@ STAMPS = frozenset("DIWEFC[s")  # what a stamped line may begin with
 SHA = re.compile(r"\bsha: ([0-9a-f]{7,40})\b")
 SCALING = re.compile(r"scaling learning rate; (?:base|old): ([\d.e+-]+), new: ([\d.e+-]+)")  # old: DINOv3
 ANCHOR = re.compile(r"(?m)(?:^|[\s:\-\[{,])&\w")
+GROUP = re.compile(r"(?m)^[\w.-]+:[ ]*$")  # a key whose values stand below it
 KEY = re.compile(r"\s*(?:- |[\w.-]+:)")
+CONFIGURATIONS = 100  # that are read of a log; one with more launches shows no more of them
 MESSAGE_LINES, MESSAGE_CHARACTERS = 2000, 1 << 17  # a dumped configuration has some hundred lines
 
 
@@ -43,20 +45,22 @@ def parse_heads(lines: Iterable[str], *, path: str) -> tuple[tuple[Head, ...], t
     """The heads of a log's launches in order, and a problem for each configuration that differs from that before it."""
     heads: list[Head] = []
     problems = []
-    sha, scaled, newest_text = None, None, ""
+    sha, scaled, newest_text, read = None, None, "", 0
     for number, text in _config_messages(lines):
         if match := SHA.search(text):
             sha = match[1]
         elif match := SCALING.search(text):
             scaled = _pair(match[1], match[2])
-        elif config := (heads[-1].config if text == newest_text else _parse_config(text)):
+        elif read < CONFIGURATIONS and (config := heads[-1].config if text == newest_text else _parse_config(text)):
             before = heads[-1] if heads else Head(config)
             changed = differing_keys(before.config or {}, config)
             if changed:
                 message = f"configuration differs from that at line {before.config_line}: {', '.join(changed[:6])}"
                 problems.append(Problem(path, number, message + (", …" if len(changed) > 6 else "")))
             heads.append(Head(config, number, sha, scaled))
-            newest_text = text
+            newest_text, read = text, read + (text != newest_text)
+        else:
+            read += len(GROUP.findall(text)) > 1  # an attempt costs what a configuration does
     return tuple(heads), capped(problems)
 
 
@@ -101,6 +105,8 @@ def _config_messages(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 def _parse_config(text: str) -> dict[str, Any] | None:
     """A dumped configuration: YAML that holds groups of keys. Anything else (the command line, say) is None."""
+    if len(GROUP.findall(text)) < 2:
+        return None
     if ANCHOR.search(text):  # no dump of a configuration has one, and a nest of them unfolds without end
         return None
     try:

@@ -4,8 +4,7 @@ A log of any length is held in bounded memory: beyond `KEPT` records every secon
 and again as often as it takes. Where launches meet nothing is left out, and means over iterations are put together.
 """
 
-import re
-import sys
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -56,9 +55,10 @@ def shorten(text: str) -> str:
     return printable + ("…" if len(text) > 100 else "")
 
 
+@functools.lru_cache(maxsize=4096)
 def shared_name(name: str) -> str:
-    """One object for all of a name's occurrences, unless it is a name that no program gives a column."""
-    return sys.intern(name) if re.fullmatch(r"[ -~]{1,80}", name) else name
+    """One object for all of a name's occurrences, of as many names as any program gives to columns."""
+    return name
 
 
 def _keep(items: Iterable[Item], kept: list[tuple[int, Record]], counts: list[int], *, limit: int) -> Iterator[Problem]:

@@ -1,8 +1,12 @@
 """The log parsers against real logs, against lines broken in every way, and against anything at all."""
 
+import dataclasses
+import itertools
 import json
 import math
 import re
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,8 @@ from simulated_runs import ITERATIONS, RECIPE, make_records, render_text, simula
 
 from reproduce.errors import LogError
 from reproduce.log_head import parse_heads
-from reproduce.logs import parse_dinov2_text, parse_json_lines, parse_knn, parse_log, read_lines
+from reproduce.logs import Record, parse_dinov2_text, parse_json_lines, parse_knn, parse_log, read_lines
+from reproduce.records import collect
 
 LOGS = Path(__file__).parents[2] / "shared" / "logs"
 PREFIX = "I20260308 08:02:33 116690 dinov2 helpers.py:102] "
@@ -305,3 +310,49 @@ def test_damaged_knn_results_are_problems(tmp_path: Path) -> None:
     accuracies, problems = parse_knn(path)
     assert accuracies == {10: 60.0}
     assert [problem.line for problem in problems] == [4, 5]
+
+
+def test_kept_records_are_bounded_and_their_means_exact() -> None:
+    """Of many records some are kept, evenly; sums over iterations, launches and the last record are as without that."""
+    values = [3.0, -1.0, 2.0, 7.0, 1.0, 0.0, 4.0, 5.0]
+    records = [
+        Record(at + 1, 10 * at, None, {"mean_loss": values[at % 8], "loss": float(at)}, None, None, 0)
+        for at in range(3000)
+    ]
+    again = [dataclasses.replace(record, line=3001 + place) for place, record in enumerate(records[1000:2500])]
+    whole, problems = collect([*records, *again], path="log", limit=10_000)
+    assert (len(whole), problems) == (4500, ())
+    kept, problems = collect([*records, *again], path="log", limit=500)
+    assert 120 < len(kept) < 500
+    assert "4,500 records" in problems[0].message
+    for full, thinned in zip(_sums(whole), _sums(kept), strict=True):
+        assert thinned == pytest.approx(full)
+    assert (kept[0], kept[-1].line) == (whole[0], 4500)
+    rises = [after.iteration - before.iteration for before, after in itertools.pairwise(kept)]
+    assert max(rises) == statistics.mode(rises) == 160
+
+
+def _sums(records: Sequence[Record]) -> list[tuple[int, int, float]]:
+    """Of each launch, its first and last iteration and the sum that its means tile."""
+    sums = list[tuple[int, int, float]]()
+    before = 0
+    for record in records:
+        if not sums or record.iteration <= before:
+            sums.append((record.iteration, record.iteration, 0.0))
+        else:
+            first, _, total = sums[-1]
+            sums[-1] = (first, record.iteration, total + (record.iteration - before) * record.values["mean_loss"])
+        before = record.iteration
+    return sums
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 2)), max_size=200), st.integers(4, 40))
+def test_no_course_of_a_log_keeps_more_than_the_limit(course: list[tuple[int, int]], limit: int) -> None:
+    """However iterations and launches jump, no more than the limit is kept, in order, the last record with it."""
+    records = [
+        Record(line, at, None, {"mean_loss": 1.0}, None, None, launch) for line, (at, launch) in enumerate(course, 1)
+    ]
+    kept, _ = collect(records, path="log", limit=limit)
+    assert len(kept) <= limit
+    assert [record.line for record in kept] == sorted({record.line for record in kept})
+    assert [record.line for record in kept[-1:]] == [record.line for record in records[-1:]]
