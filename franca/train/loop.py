@@ -261,11 +261,10 @@ def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done
     All processes encode images and search among them, the first one writes. Evaluated apart, the backbone alone is
     written, and `franca evaluate --follow` measures it beside the run.
     """
-    weights = whole_state(model.teacher["backbone"])
-    backbone = VisionTransformer(
-        config.recipe.model, grid=config.recipe.crops.global_px // config.recipe.model.patch_px
-    )
-    backbone.load_state_dict(weights)
+    recipe = config.recipe
+    with torch.device("meta"):
+        backbone = VisionTransformer(recipe.model, grid=recipe.crops.global_px // recipe.model.patch_px)
+    backbone.load_state_dict(whole_state(model.teacher["backbone"]), assign=True)
     place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
     if done and rank() == 0:
         save_teacher(backbone, path=place / FILE, config=config)
