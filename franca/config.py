@@ -250,7 +250,8 @@ class Execution:
     or empty for a dataset that ships with a package. Several processes hold the model in shards (`fsdp`) or whole
     (`ddp`); `shard_processes` of them share one sharded copy, 0 is all. `start_weights` and `teacher_weights` are the
     files of the recipe's `start` and `frozen_teacher`. Evaluated `apart`, training only writes its teachers, and
-    `franca evaluate RUN --follow` measures them beside it.
+    `franca evaluate RUN --follow` measures them beside it. A step that takes more than `hang_s` seconds is given up,
+    with the stacks of all processes; 0 waits for ever.
     """
 
     device: Literal["cpu", "cuda"]
@@ -273,6 +274,7 @@ class Execution:
     start_weights: str = ""
     teacher_weights: str = ""
     evaluate: Literal["inline", "apart"] = "inline"
+    hang_s: int = 1500  # less than the 30 minutes after which a collective gives up (franca/distributed.py)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from reproduce.files import write_whole
 INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be started again
 MISTAKE = 2
 FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+KILLED = "error: the trainer was killed by"
 IDLE_STARTS = 4  # this many starts at one and the same iteration, and the job gives up
 GRACE_S = 10.0  # between a task's failure and the end of the others: time to say what they know, and to end themselves
 
@@ -128,6 +129,8 @@ def _run_child(arguments: Sequence[str]) -> int:
     code = process.wait()
     if -code in received:  # it had not come to handle signals yet, so there was nothing to save
         code = INTERRUPTED
+    if code < 0:
+        print(KILLED, signal.Signals(-code).name, file=sys.stderr)
     if signal.SIGUSR2 in received and code == INTERRUPTED and callable(requeue):
         requeue(signal.SIGUSR2, None)
     return code

@@ -4,21 +4,17 @@ Modules are imported by the commands that need them, so that `reproduce list` an
 """
 
 import dataclasses
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reproduce.asking import command_line, find_run, make_screen, resolve_run
 from reproduce.console import Changes, ExitZero, Json, Row, Rows, Seed, SiteName, Until, app, command, show, width
 from reproduce.errors import ReproduceError
 from reproduce.files import short_path
 
 if TYPE_CHECKING:
-    from reproduce.judging import RunFiles
-    from reproduce.phases import Screen
-    from reproduce.resolve import Resolved
     from reproduce.verdict import Verdict
 
 
@@ -318,30 +314,6 @@ def print_pipeline(
         typer.echo(text, nl=False)
 
 
-def resolve_run(
-    row: str, changes: Sequence[str] | None, *, until: str | None, site: str | None, seed: int | None
-) -> "Resolved":
-    """A row with its changes, laid out on a site."""
-    from reproduce.judging import load_run_spec
-    from reproduce.resolve import load_site, resolve
-
-    return resolve(load_run_spec(row, changes=changes or (), seed=seed), site=load_site(site), until=until)
-
-
-def find_run(row: str, changes: Sequence[str] | None, *, seed: int | None) -> "RunFiles":
-    """The files of a row's run, for which no site is needed."""
-    from reproduce.judging import find_files, load_run_spec
-
-    return find_files(load_run_spec(row, changes=changes or (), seed=seed))
-
-
-def make_screen() -> "Screen":
-    """A bar that moves on a terminal, a line now and then elsewhere."""
-    from reproduce.screen import LiveScreen, PlainScreen
-
-    return LiveScreen() if sys.stderr.isatty() else PlainScreen(sys.stderr)
-
-
 def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> None:
     """Print a verdict as its own JSON or as tables with the file that was written."""
     from reproduce.tables import render_verdict
@@ -354,11 +326,8 @@ def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> Non
         typer.echo(f"\n{short_path(path)}")
 
 
-def command_line() -> list[str]:
-    """What the user typed, as it can be typed again."""
-    return ["reproduce", *sys.argv[1:]]
-
-
 def main() -> None:
     """The entry point of the command `reproduce`."""
+    from reproduce import watching  # noqa: F401  it brings its commands along
+
     app(prog_name="reproduce")

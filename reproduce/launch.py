@@ -8,6 +8,7 @@ terminal's Ctrl-C and hang-up.
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,6 +29,7 @@ Executor = Literal["local", "slurm"]
 
 MAX_REQUEUES = 10_000  # submitit gives a job up after 3 time limits; a run of months passes one every day
 ONE_YEAR_MIN = 366 * 24 * 60  # submitit's local executor would end a job after 2 minutes
+SRUN_NOISE = re.compile(r"srun: (error: .* Exited with exit code|launch/slurm: |Terminating StepId|Job step aborted)")
 CONTROLLER_LOG = "controller.log"
 REQUEST_FILE = "request.json"
 JOB_FILE = "job.json"
@@ -54,8 +56,9 @@ class Job:
         """Ask the command to save its work and end; it returns at once. Does nothing where the job has ended."""
         if not self.is_running():
             return
-        if self.executor == "slurm":
-            subprocess.run(["scancel", "--signal=TERM", self.job_id], check=False)
+        if self.executor == "slurm":  # a job that still waits has nothing to save, and no process to tell
+            subprocess.run(["scancel", "--quiet", "--state=PENDING", self.job_id], check=False)
+            subprocess.run(["scancel", "--quiet", "--signal=TERM", self.job_id], check=False)
         else:  # the controller hands it to the task, the task to the command
             os.kill(int(self.job_id), signal.SIGTERM)
 
@@ -86,7 +89,7 @@ class Job:
         """The last non-empty lines that rank 0 (or, before it came to be, the controller) printed as errors."""
         for path in (self.stderr, self.folder / CONTROLLER_LOG):
             text = read_tail(path, size=65536) if path.is_file() else ""
-            said = [line for line in text.splitlines() if line.strip()]
+            said = [line for line in text.splitlines() if line.strip() and not SRUN_NOISE.match(line)]
             if said:
                 return "\n".join(said[-lines:])
         return ""

@@ -3,16 +3,15 @@
 import fcntl
 import importlib.util
 import shlex
-import signal
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from reproduce.attempts import INTERRUPTED
+from reproduce.attempts import newest_checkpoint
+from reproduce.endings import FailedRunError, LostRunError, raise_if_cut_short, raise_if_failed
 from reproduce.errors import RunError, SiteError
 from reproduce.files import short_path
 from reproduce.launch import Job, make_parameters, render_script, submit, with_snapshot
@@ -46,27 +45,16 @@ class Screen(Protocol):
         """Nothing more will be shown of this run."""
 
 
-class FailedRunError(RunError):
-    """The trainer or the evaluation failed, through no mistake of the user's."""
-
-    exit_code = 1
-
-
-class InterruptedRunError(RunError):
-    """The run was asked to stop and saved its work; the same command continues it."""
-
-    exit_code = INTERRUPTED
-
-
 def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunState:
     """Train until the recipe's end, or `until_iteration` of the configuration; returns the run's last state.
 
-    A job that is already at it is taken up, never doubled. Raises `FailedRunError`, `InterruptedRunError`, or
+    A job that is already at it is taken up, never doubled; one that the cluster lost is followed by another while that
+    brings new checkpoints. Raises `FailedRunError`, `InterruptedRunError`, or
     `KeyboardInterrupt` once the job that was started here has saved its work.
     """
     _require_trainer()
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
-    started = False
+    started, lost_at = False, -1
     while True:
         folder = open_run(resolved, command=command, root=resolved.spec.root)
         state = read_state(folder)
@@ -85,7 +73,13 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         except KeyboardInterrupt:
             _stop(job if started else None, folder=folder, command=command, screen=screen)
             raise
-        _raise_if_cut_short(folder, job=job, command=command)
+        try:
+            raise_if_cut_short(folder, job=job, command=command)
+        except LostRunError as error:
+            if newest_checkpoint(folder) == lost_at:
+                raise
+            lost_at, started = newest_checkpoint(folder), False
+            screen.say(f"{error.message}\ngoing on from iteration {lost_at}")
 
 
 def render_launch(resolved: Resolved) -> str:
@@ -96,6 +90,18 @@ def render_launch(resolved: Resolved) -> str:
         return render_script(files, parameters=with_snapshot(parameters, snapshot=snapshot))
     line = shlex.join(_trainer(resolved.folder))
     return f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}\n{line}\n"
+
+
+def start(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> None:
+    """Start the run's job, unless there is nothing left to do or one is at it, and leave it to itself."""
+    _require_trainer()
+    target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
+    folder = open_run(resolved, command=command, root=resolved.spec.root)
+    state = read_state(folder)
+    if state is not None and state.iteration >= target and not is_alive(folder):
+        screen.say(f"{short_path(folder)}: {state.state}, {state.iteration} of {state.of} iterations done")
+        return
+    _start_or_take_up(resolved, folder=folder, screen=screen)
 
 
 def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
@@ -134,7 +140,7 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     except KeyboardInterrupt:
         job.stop()
         raise
-    _raise_if_failed("the evaluation", job.exit_code(), job=job, said=job.last_words(), log=job.stderr)
+    raise_if_failed("the evaluation", job.exit_code(), job=job, said=job.last_words(), log=job.stderr)
     return result
 
 
@@ -211,39 +217,3 @@ def _stop(job: Job | None, *, folder: Path, command: Sequence[str], screen: Scre
         running = newest_job(folder)
         how = f"; stop it with: {running.stop_command}" if running else ""
         screen.say(f"left running{how}; follow it again with: {shlex.join(command)}")
-
-
-def _raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]) -> None:
-    """Say why a launch ended before its time: by the exit code where there is one, else by the trainer's last word."""
-    state = read_state(folder)
-    if job is not None and state is not None and not job.wrote(folder / "state.json"):
-        state = None  # what an earlier launch said
-    code = job.exit_code() if job else None
-    if code is None and state is not None:
-        code = {"finished": 0, "paused": 0, "interrupted": INTERRUPTED, "failed": 1, "running": None}[state.state]
-    place = f" at {state.iteration} of {state.of} iterations" if state else ""
-    if code == INTERRUPTED:
-        raise InterruptedRunError(
-            f"the run was interrupted{place} and saved a checkpoint",
-            path=folder,
-            mend=f"continue it with: {shlex.join(command)}",
-        )
-    said = job.last_words(lines=4 if code is None else 1) if job else ""  # who killed it says so in several lines
-    if code == 1 and state is not None and state.error:
-        said = state.error
-    _raise_if_failed(f"the training{place}", code, job=job, said=said, log=folder / "log.txt")
-
-
-def _raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str, log: Path) -> None:
-    """Raise unless the exit code is 0: 2 is the user's mistake, all else (None: killed) a failure."""
-    if code == 0:
-        return
-    if code == 2:
-        raise RunError(said.removeprefix("error: ") or f"{what} was refused", path=job.stderr if job else log)
-    mend = "find the cause in the file above" + (f" or in {job.folder}" if job else "")
-    how = "was killed" if code is None else "failed"
-    if code is not None and code < 0:
-        how, said = f"was killed by {signal.Signals(-code).name}", ""
-        mend = "the same command goes on from the last checkpoint; if nobody killed it, look for a lack of memory"
-    because = "" if not said else f":\n{textwrap.indent(said, '  ')}" if "\n" in said else f": {said}"
-    raise FailedRunError(f"{what} {how}{because}", path=log, mend=mend)

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from small_runs import ROOT, make_resolved
 
+from reproduce.endings import FailedRunError, InterruptedRunError
 from reproduce.errors import RunError
-from reproduce.phases import TRAINER_NEEDS, FailedRunError, InterruptedRunError, evaluate, train
+from reproduce.phases import TRAINER_NEEDS, evaluate, train
 from reproduce.progress import Progress
 from reproduce.runs import is_alive, newest_job, open_run, read_evaluation, read_provenance, read_state
 

@@ -1,92 +1,27 @@
 """Training on a real SLURM cluster: requeued, stopped, refused. Skipped where there is no cluster."""
 
 import dataclasses
-import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small_runs import make_resolved
+from slurm_runs import COMMAND, LONG, NEEDS_CLUSTER, SLURM, Silent, on_cluster, wait_until, when_training
 
+from reproduce.endings import FailedRunError, InterruptedRunError
 from reproduce.errors import SiteError
 from reproduce.launch import make_parameters, submit
-from reproduce.phases import POLL_S, FailedRunError, InterruptedRunError, evaluate, render_launch, train
-from reproduce.progress import Progress
-from reproduce.resolve import Resolved
+from reproduce.phases import POLL_S, evaluate, render_launch, train
 from reproduce.runs import newest_job, read_evaluation, read_provenance, read_state
-from reproduce.sites import Slurm
 from reproduce.snapshot import take_snapshot
 
-HAS_CLUSTER = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(not HAS_CLUSTER, reason="no SLURM cluster answers here (sbatch, sinfo)"),
-]
-COMMAND = ("reproduce", "train", "digits", "--site", "slurm")
-SLURM = Slurm(
-    partition=None,
-    account=None,
-    qos=None,
-    constraint=None,
-    timeout_min=60,
-    signal_delay_s=30,
-    cpus_per_task=1,
-    mem_gb_per_node=4,
-    setup=(),
-    environment={},
-    additional_parameters={},
-)
-LONG = {"iterations": 600, "evaluation": {"period_iterations": 600}}
-
-
-class Silent:
-    """A screen that shows nothing."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def show(self, progress: Progress) -> None:
-        pass
-
-    def end(self) -> None:
-        pass
+pytestmark = NEEDS_CLUSTER
 
 
 @pytest.fixture(autouse=True)
 def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test's cluster has no other users to be considerate of."""
     monkeypatch.setitem(POLL_S, "slurm", 0.5)
-
-
-def on_cluster(folder: Path, *, slurm: Slurm = SLURM, **changes: object) -> Resolved:
-    resolved = make_resolved(folder, **changes)  # type: ignore[arg-type]
-    site = dataclasses.replace(resolved.site, name="slurm", executor="slurm", slurm=slurm)
-    return dataclasses.replace(resolved, site=site)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.1)
-
-
-def when_training(folder: Path, act: Callable[[str], None]) -> threading.Thread:
-    """Do something with the job's id once the trainer is at its first iterations."""
-
-    def wait() -> None:
-        wait_until(lambda: (state := read_state(folder)) is not None and state.iteration > 0)
-        job = newest_job(folder)
-        assert job is not None
-        act(job.job_id)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
 
 
 def test_row_is_trained_and_evaluated_by_the_cluster(tmp_path: Path) -> None:

@@ -31,10 +31,11 @@ from franca.evaluate.teacher import FILE, save_teacher
 from franca.models.vit import VisionTransformer
 from franca.schedules import make_schedules
 from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
+from franca.train.failures import report_failure
 from franca.train.metrics import LOG, LOSSES, Metrics, open_log
 from franca.train.optim import apply_schedules, clip_gradients, guarded_step, make_optimizer, make_scaler
 from franca.train.parallel import load_frozen_teacher, load_start, make_model, wrap
-from franca.train.run_folder import catch_signals, lock_folder, log_head, report_failure, write_environment, write_state
+from franca.train.run_folder import catch_signals, lock_folder, log_head, write_environment, write_state
 from franca.train.self_distillation import SelfDistillation, Views, gather_parts, make_views
 from franca.train.unreadable import UnreadableImages
 
@@ -60,7 +61,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         stack.enter_context(deterministic(device, threads=execution.threads))
         stack.enter_context(lock_folder(folder))
         stack.enter_context(open_log(folder))
-        stack.enter_context(report_failure(folder, of=recipe.iterations))
+        watchdog = stack.enter_context(report_failure(folder, of=recipe.iterations, hang_s=execution.hang_s))
         stop = stack.enter_context(catch_signals())
         log_head(config)
 
@@ -101,6 +102,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
         end = min(execution.until_iteration or recipe.iterations, recipe.iterations)
         vote, stopping = Vote(), any_process(bool(stop.asked))
         while done < end and not stopping:
+            watchdog.beat()
             iteration, started = done, time.perf_counter()
             parts = [next(batches) for _ in range(execution.accumulation)]
             data_s = time.perf_counter() - started
@@ -141,6 +143,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 speed = metrics.write(iteration)
                 write_state(folder, state="running", iteration=done, of=recipe.iterations, images_per_second=speed)
             stopping = vote.cast(bool(stop.asked))
+            watchdog.rest()
             if is_multiple(done, recipe.evaluation.period_iterations) or done == recipe.iterations:
                 metrics.check()
                 evaluate(model, config=config, folder=folder, done=done, device=device)

@@ -10,7 +10,6 @@ import os
 import platform
 import signal
 import subprocess
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -73,27 +72,6 @@ def catch_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def report_failure(folder: Path, *, of: int) -> Iterator[None]:
-    """Write a failed state, and the error to the log, where the block raises; the exception goes on."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name}:{frame.lineno}"
-        LOG.error("%s: %s (%s)", type(error).__name__, error, where)
-        state = read_state(folder)
-        write_state(
-            folder,
-            state="failed",
-            iteration=state.get("iteration", 0),
-            of=of,
-            images_per_second=state.get("images_per_second"),
-            error={"type": type(error).__name__, "message": str(error), "where": where},
-        )
-        raise
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""A job that ended before its time in, the cause and its mend out: from the accounts of its processes and its logs.
+
+One process's failure makes the others fail of its absence, so the account that counts is the first one that tells of
+something else. What is killed leaves no account: then the cluster's words at the end of the logs say who did it.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from reproduce.attempts import KILLED
+from reproduce.files import read_tail
+from reproduce.launch import Job
+
+Kind = Literal[
+    "error",
+    "host memory",
+    "GPU memory",
+    "full disk",
+    "time limit",
+    "preemption",
+    "node failure",
+    "hang",
+    "cancelled",
+    "killed",
+]
+
+GOES_ON = "the same command goes on from the last checkpoint"
+MENDS: dict[Kind, str] = {
+    "error": "find the cause in the file above",
+    "host memory": f"ask for more memory (slurm.mem_gb_per_node) or for fewer workers; {GOES_ON}",
+    "GPU memory": "lower batch_per_gpu_max, or set activation_checkpointing: true; the result stays the same",
+    "full disk": f"make room where the run folder lies; {GOES_ON}",
+    "time limit": f"raise slurm.signal_delay_s above the time of a step and a checkpoint; {GOES_ON}",
+    "preemption": GOES_ON,
+    "node failure": GOES_ON,
+    "hang": f"see where each process stood in failures/rank_*.stacks; {GOES_ON}",
+    "cancelled": GOES_ON,
+    "killed": f"{GOES_ON}; if nobody killed it, look for a lack of memory",
+}
+LOST: frozenset[Kind] = frozenset({"time limit", "preemption", "node failure", "hang"})  # worth another launch as it is
+
+# What SLURM's slurmstepd and srun print, Python and torch say; the last one in the logs counts
+PHRASES: tuple[tuple[Kind, str], ...] = (
+    ("host memory", r"exceeded memory limit.*|[Oo]ut [Oo]f [Mm]emory.*|oom[-_ ]kill.*|MemoryError\b.*"),
+    ("GPU memory", r"CUDA out of memory.*"),
+    ("full disk", r".*No space left on device.*|.*Disk quota exceeded.*"),
+    ("time limit", r".*CANCELLED AT .* DUE TO TIME LIMIT.*"),
+    ("preemption", r".*CANCELLED AT .* DUE TO PREEMPTION.*"),
+    ("node failure", r".*CANCELLED AT .* DUE TO NODE FAILURE.*|.*Node failure on .*"),
+    ("cancelled", r".*\bCANCELLED AT \S+ \*\*\*.*"),
+)
+LESS: tuple[tuple[Kind, str], ...] = (("killed", rf"{KILLED} SIG\w+"),)  # says that, not why
+ABSENCE = re.compile(  # how a process says that another one is gone
+    r"Connection (closed|reset|refused)|Broken pipe|recvValue failed|remote process exited|NCCL (error|communicator)"
+    r"|store->get|Timed out (after )?waiting|[Ww]atchdog caught collective",
+)
+CLOCKS_S = 5.0  # between the clocks of two nodes
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a job ended: what kind of thing, in whose words, whose process (None: not told), and all that it said."""
+
+    kind: Kind
+    said: str
+    rank: int | None
+    traceback: str
+
+    @property
+    def mend(self) -> str:
+        """What to do about it."""
+        return MENDS[self.kind]
+
+
+def find_cause(folder: Path, *, job: Job) -> Cause | None:
+    """Why the newest start of a job of the run in `folder` ended; None where nothing tells."""
+    starts = job.starts()
+    since = datetime.fromisoformat(starts[-1].time).timestamp() - CLOCKS_S if starts else 0.0
+    accounts = sorted(_load_accounts(folder, since=since), key=lambda account: float(account["time"]))
+    own = [account for account in accounts if not ABSENCE.search(account["message"])]
+    if own:
+        return _make_cause(own[0])
+    stuck = [path for path in _stacks(folder) if path.stat().st_size and path.stat().st_mtime >= since]
+    if stuck:
+        ranks = ", ".join(path.stem.removeprefix("rank_") for path in stuck)
+        return Cause("hang", f"no step was finished in time; stuck: {ranks}", None, stuck[0].read_text()[-4096:])
+    return find_phrase(_logs(job)) or (_make_cause(accounts[0]) if accounts else None)
+
+
+def find_phrase(text: str) -> Cause | None:
+    """The last thing in a log by which a cause is known."""
+    for phrases in (PHRASES, LESS):
+        found = [
+            (match.start(), kind, match[0].strip()) for kind, phrase in phrases for match in re.finditer(phrase, text)
+        ]
+        if found:
+            _, kind, said = max(found)
+            return Cause(kind, said, None, "")
+    return None
+
+
+def _make_cause(account: dict[str, Any]) -> Cause:
+    said = f"{account['type']}: {account['message']} ({account['where']})"
+    phrase = find_phrase(account["message"])
+    kind: Kind = phrase.kind if phrase else "host memory" if account["type"] == "MemoryError" else "error"
+    if account["type"] == "OutOfMemoryError":
+        kind = "GPU memory"
+    return Cause(kind, said, int(account["rank"]), account["traceback"])
+
+
+def _load_accounts(folder: Path, *, since: float) -> Iterator[dict[str, Any]]:
+    """What the processes of this start left; the room of one that did not fail is blank."""
+    for path in sorted(folder.glob("failures/rank_*.json")):
+        text = path.read_text().strip()
+        account = json.loads(text) if text.endswith("}") else None
+        if account and float(account["time"]) >= since:
+            yield account
+
+
+def _stacks(folder: Path) -> list[Path]:
+    paths = folder.glob("failures/rank_*.stacks")
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("rank_")))
+
+
+def _logs(job: Job) -> str:
+    """The ends of what the job's processes printed as errors, the first one's last: it holds the cluster's words."""
+    paths = sorted(job.folder.glob(f"{job.job_id}_*_log.err"), reverse=True)
+    return "\n".join(read_tail(path, size=TAIL_BYTES) for path in paths)

@@ -1,0 +1,81 @@
+"""A job that is over in; where it ended before its time, the exception that says why, and what to do, out."""
+
+import shlex
+import signal
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from reproduce.attempts import INTERRUPTED
+from reproduce.causes import LOST, Cause, find_cause
+from reproduce.errors import RunError
+from reproduce.launch import Job
+from reproduce.runs import read_state
+
+TRACEBACK_LINES = 12
+
+
+class FailedRunError(RunError):
+    """The trainer or the evaluation failed, through no mistake of the user's."""
+
+    exit_code = 1
+
+
+class InterruptedRunError(RunError):
+    """The run was asked to stop and saved its work; the same command continues it."""
+
+    exit_code = INTERRUPTED
+
+
+class LostRunError(FailedRunError):
+    """The cluster lost the run: a dead node, a preemption, a limit that came too fast. Another launch goes on."""
+
+
+def raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]) -> None:
+    """Say why a launch ended before its time: by the exit code where there is one, else by the trainer's last word."""
+    state = read_state(folder)
+    if job is not None and state is not None and not job.wrote(folder / "state.json"):
+        state = None  # what an earlier launch said
+    code = job.exit_code() if job else None
+    if code is None and state is not None:
+        code = {"finished": 0, "paused": 0, "interrupted": INTERRUPTED, "failed": 1, "running": None}[state.state]
+    what = f"the training at {state.iteration} of {state.of} iterations" if state else "the training"
+    if code == INTERRUPTED:
+        raise InterruptedRunError(
+            f"{what.replace('the training', 'the run was interrupted')} and saved a checkpoint",
+            path=folder,
+            mend=f"continue it with: {shlex.join(command)}",
+        )
+    cause = find_cause(folder, job=job) if job and code not in (0, 2) else None
+    if job and cause and (cause.kind != "killed" or code == 1):
+        _raise_cause(what, cause, job=job, log=folder / "log.txt")
+    said = job.last_words(lines=4 if code is None else 1) if job else ""  # who killed it says so in several lines
+    if code == 1 and state is not None and state.error:
+        said = state.error
+    raise_if_failed(what, code, job=job, said=said, log=folder / "log.txt")
+
+
+def raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str, log: Path) -> None:
+    """Raise unless the exit code is 0: 2 is the user's mistake, all else (None: killed) a failure."""
+    if code == 0:
+        return
+    if code == 2:
+        raise RunError(said.removeprefix("error: ") or f"{what} was refused", path=job.stderr if job else log)
+    mend = "find the cause in the file above" + (f" or in {job.folder}" if job else "")
+    how = "was killed" if code is None else "failed"
+    if code is not None and code < 0:
+        how, said = f"was killed by {signal.Signals(-code).name}", ""
+        mend = "the same command goes on from the last checkpoint; if nobody killed it, look for a lack of memory"
+    because = "" if not said else f":\n{textwrap.indent(said, '  ')}" if "\n" in said else f": {said}"
+    raise FailedRunError(f"{what} {how}{because}", path=log, mend=mend)
+
+
+def _raise_cause(what: str, cause: Cause, *, job: Job, log: Path) -> None:
+    """Raise a cause that is known; of another process than the first with its traceback, which no log has."""
+    kind = "" if cause.kind == "error" else f" ({cause.kind})"
+    where = f" in process {cause.rank}" if cause.rank else ""
+    lines = cause.traceback.rstrip().splitlines()[-TRACEBACK_LINES:] if cause.rank else ()
+    text = "\n".join([f"{what} failed{kind}{where}: {cause.said}", *(f"  {line}" for line in lines)])
+    path = job.folder / f"{job.job_id}_{cause.rank}_log.err" if cause.rank else log
+    mend = f"{cause.mend} or in {job.folder}" if cause.kind == "error" else cause.mend
+    raise (LostRunError if cause.kind in LOST else FailedRunError)(text, path=path, mend=mend)
