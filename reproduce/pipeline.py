@@ -24,16 +24,21 @@ RECORDS = ("config.yaml", "environment.json", "provenance.json")
 TRAINED = ("checkpoints", *LOGS, *RECORDS)
 TRAINING_KEYS = ("recipe", "seed", "version")
 JUDGING_CODE = (
+    "franca/closed_form.py",
+    "franca/masking.py",
     "franca/schedules.py",
     "reproduce/bands.py",
     "reproduce/checks.py",
     "reproduce/conclusions.py",
     "reproduce/curves.py",
+    "reproduce/dialects",
+    "reproduce/labels.py",
     "reproduce/layers",
     "reproduce/lineage.py",
     "reproduce/log_head.py",
     "reproduce/logs.py",
     "reproduce/problems.py",
+    "reproduce/records.py",
     "reproduce/verdict.py",
 )
 REPORTING_CODE = ("reproduce/audit.py", "reproduce/figures", "reproduce/report")
