@@ -3,19 +3,29 @@
 Modules are imported by the commands that need them, so that `reproduce list` answers at once.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from reproduce.asking import command_line, find_run, make_screen, resolve_run
-from reproduce.console import Changes, ExitZero, Json, Row, Rows, Seed, SiteName, Until, app, command, show, width
-from reproduce.errors import ReproduceError
+from reproduce.console import (
+    Changes,
+    ExitZero,
+    Json,
+    Row,
+    Rows,
+    Seed,
+    SiteName,
+    Until,
+    app,
+    command,
+    show,
+    show_verdict,
+    width,
+)
 from reproduce.files import short_path
-
-if TYPE_CHECKING:
-    from reproduce.verdict import Verdict
+from reproduce.log_commands import compare_logs as compare_logs  # its module registers its commands
 
 
 @command("list")
@@ -202,69 +212,6 @@ def report_row(row: Row, changes: Changes = None, seed: Seed = None) -> None:
     typer.echo(short_path(path))
 
 
-@command("compare")
-def compare_logs(
-    mine: Annotated[Path, typer.Argument(help="A run folder or a log.")],
-    theirs: Annotated[list[Path], typer.Argument(help="The runs or logs that it is held against.")],
-    html: Annotated[Path | None, typer.Option(help="Write a report there.")] = None,
-    exit_zero: ExitZero = False,
-    as_json: Json = False,
-) -> int:
-    """Hold any log against others, without a row: DINOv2's and Franca's text and JSON logs, or run folders."""
-    from reproduce.judging import write_comparison
-    from reproduce.lineage import load_history
-    from reproduce.verdict import judge
-
-    history, references = load_history(mine), [load_history(path) for path in theirs]
-    verdict = judge(history, references)
-    if html is not None:
-        write_comparison(verdict, mine=history, references=references, path=html, command=command_line())
-    show_verdict(verdict, as_json=as_json, path=html)
-    return 0 if exit_zero else verdict.exit_code
-
-
-@command("figure")
-def draw_figure(
-    mine: Annotated[Path, typer.Argument(help="A run folder or a log.")],
-    to: Annotated[Path, typer.Option(help="The file to write: .pdf, .png or .svg.")],
-    theirs: Annotated[list[Path] | None, typer.Argument(help="The runs or logs that it is drawn over.")] = None,
-) -> None:
-    """Draw a figure for a paper, one column wide: the losses and k-NN of a run over those of others."""
-    from reproduce.figures.paper import figure_form, write_paper_figure
-    from reproduce.lineage import load_history
-
-    figure_form(to)
-    write_paper_figure(to, mine=load_history(mine), references=[load_history(path) for path in theirs or ()])
-    typer.echo(short_path(to))
-
-
-@command("parse")
-def parse_file(
-    file: Annotated[Path, typer.Argument(help="A log.")],
-    csv: Annotated[
-        Path | None, typer.Option(help="Write the iterations that count as a table there; - prints.")
-    ] = None,
-    as_json: Json = False,
-) -> int:
-    """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if it holds none."""
-    from reproduce.lineage import make_lineage
-    from reproduce.logs import parse_log
-    from reproduce.tables import render_log
-
-    if as_json and csv == Path("-"):
-        raise ReproduceError("--json and --csv - would both print", mend="name a file: --csv FILE")
-    log = parse_log(file)
-    lineage = make_lineage(log.records, path=str(file))
-    if csv is not None and log.records:
-        from reproduce.frames import write_csv
-
-        write_csv(csv, lineage.records)
-    content = {**dataclasses.asdict(log), "launches": lineage.launches, "lineage_problems": lineage.problems}
-    if csv != Path("-"):
-        show(content, as_json=as_json, text=lambda: render_log(log, lineage, width=width()))
-    return 0 if log.records else 3
-
-
 @command("fetch")
 def fetch_log(row: Row) -> None:
     """Download the row's published log at its pinned commit and verify it."""
@@ -312,18 +259,6 @@ def print_pipeline(
         write_whole(root / "dvc.yaml", text)
     else:
         typer.echo(text, nl=False)
-
-
-def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> None:
-    """Print a verdict as its own JSON or as tables with the file that was written."""
-    from reproduce.tables import render_verdict
-
-    if as_json:
-        typer.echo(verdict.to_json(), nl=False)
-        return
-    typer.echo(render_verdict(verdict, width=width()))
-    if path is not None:
-        typer.echo(f"\n{short_path(path)}")
 
 
 def main() -> None:

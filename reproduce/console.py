@@ -11,12 +11,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reproduce.errors import ReproduceError
+from reproduce.files import short_path
 from reproduce.terminal import printable
+
+if TYPE_CHECKING:
+    from reproduce.verdict import Verdict
 
 EXIT_CODES = (
     "Exit codes: 0 nothing contradicts the row · 1 something does, or the training failed · 2 a mistake in the "
@@ -105,3 +110,15 @@ def to_plain(value: Any) -> Any:
 def width() -> int:
     """Columns of the terminal; of a file or pipe, as many as read well in one."""
     return shutil.get_terminal_size(fallback=(160, 24)).columns
+
+
+def show_verdict(verdict: "Verdict", *, as_json: bool, path: Path | None) -> None:
+    """Print a verdict as its own JSON or as tables with the file that was written."""
+    from reproduce.tables import render_verdict
+
+    if as_json:
+        typer.echo(verdict.to_json(), nl=False)
+        return
+    typer.echo(render_verdict(verdict, width=width()))
+    if path is not None:
+        typer.echo(f"\n{short_path(path)}")

@@ -159,8 +159,9 @@ def _windows(
     counts = np.asarray(iterations - before, dtype=np.float64)
     own = f"mean_{metric}"
     if not exact:
-        values = np.array([record.values.get(metric, np.nan) for record in records], dtype=np.float64)
-        counts = np.asarray(log_period(records) * full_windows(lineage), dtype=np.float64)
+        values = np.array([record.values.get(metric, 0.0) for record in records], dtype=np.float64)
+        there = np.array([metric in record.values for record in records], dtype=np.bool_)  # not every line has all
+        counts = np.asarray(log_period(records) * (full_windows(lineage) & there), dtype=np.float64)
         return iterations, values * counts, counts, "median-20"
     if own in records[0].values:
         return iterations, np.array([record.values[own] for record in records]) * counts, counts, "block mean"

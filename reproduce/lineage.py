@@ -13,11 +13,13 @@ from typing import Any, Literal
 from franca.config import ConfigError, load_config, to_mapping
 from reproduce.errors import LogError, RunError
 from reproduce.log_head import Head
-from reproduce.logs import ParsedLog, Record, parse_knn, parse_log
+from reproduce.logs import TEXT, ParsedLog, Record, parse_knn, parse_log
 from reproduce.problems import Problem
+from reproduce.records import Unit
 
 LaunchKind = Literal["start", "resume", "restart", "gap"]
 
+FOLDER_LOGS = ("training_metrics.json", "log.txt", "logs/log.txt", "summary.csv")  # dinov2 and dinov3 write logs/
 LOG_PERIOD = 10  # dinov2 train.py: iterations between two lines, where a log is too short to tell
 EVALUATION = re.compile(r"training_(\d{1,15})")
 
@@ -59,7 +61,8 @@ class History:
     knn: iterations done -> k -> top-1 accuracy in percent.
     config: config.yaml of the run (a `franca.config.TrainConfig` as nested mappings) or None; head: what its log says
     about the newest launch that counts. state: state.json. total: the iterations of the whole recipe, where known.
-    test_images: how many images the k-NN accuracies are over, where evaluation.json says so.
+    test_images: how many images the k-NN accuracies are over, where evaluation.json says so. unit: what `iteration` of
+    the records counts.
     """
 
     name: str
@@ -76,6 +79,7 @@ class History:
     total: int | None
     problems: tuple[Problem, ...]
     test_images: int | None = None
+    unit: Unit = "iteration"
 
     @property
     def done(self) -> int:
@@ -176,14 +180,14 @@ def _launch_problems(launch: Launch, *, reach: int, path: str) -> list[Problem]:
 
 
 def _load_folder(folder: Path) -> History:
-    metrics, log = folder / "training_metrics.json", folder / "log.txt"
-    found = [path for path in (metrics, log) if path.is_file()]
+    found = [path for name in FOLDER_LOGS if (path := folder / name).is_file()]
     if not found:
         mend = "name a run folder, a folder of logfiles/, or a log file"
-        raise RunError("no training_metrics.json and no log.txt here", path=folder, mend=mend)
+        raise RunError("no training_metrics.json, log.txt, logs/log.txt or summary.csv here", path=folder, mend=mend)
     parsed = _parse_known(found[0])
     has_means = any(key.startswith("mean_") for record in parsed.records[:1] for key in record.values)
-    text = _parse_known(log) if len(found) == 2 and not has_means else None
+    text = _parse_known(found[1]) if len(found) > 1 and not has_means and parsed.dialect not in TEXT else None
+    text = text if text is not None and text.dialect in TEXT else None
     knn, knn_problems = _load_knn(folder)
     config, config_problems = _load_config(folder / "config.yaml")
     state, state_problems = _load_json(folder / "state.json")
@@ -230,6 +234,7 @@ def _make_history(
         seed=config["seed"] if config else logged_seed if isinstance(logged_seed, int) else None,
         total=config["recipe"]["iterations"] if config else logged_total,
         problems=(*problems, *parsed.problems, *lineage.problems),
+        unit=parsed.unit,
     )
 
 

@@ -18,7 +18,7 @@ from reproduce.checks import Band, Check
 from reproduce.checks import MetricResult as MetricResult
 from reproduce.conclusions import Grounds, decide, exit_code, say_open_questions, say_outcome
 from reproduce.conclusions import Outcome as Outcome
-from reproduce.curves import BLOCKS_PER_OCTAVE
+from reproduce.curves import BLOCKS_PER_OCTAVE, LOSSES
 from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
@@ -82,19 +82,26 @@ class Verdict:
             raise ValueError(f"not a verdict: {error}") from error
 
 
-def judge(mine: History, references: Sequence[History], *, spec: Spec | None = None) -> Verdict:
+def judge(
+    mine: History, references: Sequence[History], *, spec: Spec | None = None, columns: Sequence[str] | None = None
+) -> Verdict:
     """Hold a run against its reference runs, its own recipe and, through `spec`, the row's recipe and published value.
 
-    What is missing is a state, not an error: an unfinished run is judged as far as it came, and without reference runs
-    what can be judged alone.
+    With `columns`, nothing but those as curves, and k-NN: for logs of another family than DINOv2's, or over another
+    axis. What is missing is a state, not an error: an unfinished run is judged as far as it came.
     """
     margins = spec.margins if spec else DEFAULT_MARGINS
     total = mine.total or max((run.total or 0 for run in references), default=0) or None
-    bands = make_loss_bands(mine, references=references, total=total, alpha=margins.alpha * SHARES["L4"])
+    losses = LOSSES if columns is None else columns
+    bands = make_loss_bands(
+        mine, references=references, total=total, alpha=margins.alpha * SHARES["L4"], metrics=losses
+    )
     knn = make_knn_band(mine, references=references, alpha=margins.alpha * SHARES["L5"])
-    checks = _make_checks(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
+    checks = _make_checks(
+        mine, references, spec=spec, margins=margins, bands=bands, knn=knn, curves_only=columns is not None
+    )
     metrics = _make_metrics(mine, references, spec=spec, margins=margins, bands=bands, knn=knn)
-    progress, twin = _progress(mine, references, total), identical_run(mine, references)
+    progress, twin = _progress(mine, references, total), identical_run(mine, references, metrics=losses)
     grounds = Grounds(mine, tuple(references), checks, metrics, bands, progress, twin)
     outcome = decide(grounds)
     return Verdict(
@@ -125,15 +132,18 @@ def _make_checks(
     margins: Margins,
     bands: LossBands | None,
     knn: KnnBand | None,
+    curves_only: bool,
 ) -> tuple[Check, ...]:
+    curves = (*check_losses(mine, bands=bands), *check_knn(knn, mine=mine, margin=margins.knn_points))
+    if curves_only:
+        return curves
     return (
         *check_configuration(mine, references=references, spec=spec),
         *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
         *check_schedules(mine, references=references),
         *check_absolute(mine, references=references),
         check_beginning(mine),
-        *check_losses(mine, bands=bands),
-        *check_knn(knn, mine=mine, margin=margins.knn_points),
+        *curves,
     )
 
 

@@ -17,10 +17,10 @@ LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
     "attempts snapshot launch runs",
     "problems labels log_head records dialects logs lineage frames curves bands",
-    "checks layers conclusions verdict weights_verdict",
+    "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
     "published references progress causes endings standing phases judging released weights pipeline",
-    "overview tables screen console asking watching cli",
+    "overview tables screen console asking watching log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")

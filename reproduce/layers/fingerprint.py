@@ -106,15 +106,17 @@ def _first_lines(mine: History, references: Sequence[History]) -> tuple[list[str
     return metrics, np.array(iterations, dtype=np.int64), table[0], table[1:]
 
 
-def identical_run(mine: History, references: Sequence[History]) -> History | None:
-    """A reference run that did as many iterations and whose every common line holds the same losses.
+def identical_run(
+    mine: History, references: Sequence[History], *, metrics: Sequence[str] = (*LOSSES, TOTAL)
+) -> History | None:
+    """A reference run that did as many iterations and whose every common line holds the same values of `metrics`.
 
     Lines right after a resume are left out: their medians are of fewer iterations.
     """
-    return next((run for run in references if mine.done == run.done > 0 and _repeats(mine, run)), None)
+    return next((run for run in references if mine.done == run.done > 0 and _repeats(mine, run, metrics)), None)
 
 
-def _repeats(mine: History, reference: History) -> bool:
+def _repeats(mine: History, reference: History, metrics: Sequence[str]) -> bool:
     theirs = {
         record.iteration: record
         for record, full in zip(reference.lineage.records, full_windows(reference.lineage), strict=True)
@@ -125,7 +127,8 @@ def _repeats(mine: History, reference: History) -> bool:
         for record, whole in zip(mine.lineage.records, full_windows(mine.lineage), strict=True)
         if whole and record.iteration in theirs
     ]
-    return all(one.values.get(key) == other.values.get(key) for one, other in pairs for key in (*LOSSES, TOTAL))
+    logged = any(key in one.values for one, _ in pairs for key in metrics)
+    return logged and all(one.values.get(key) == other.values.get(key) for one, other in pairs for key in metrics)
 
 
 def _same_start(mine: History, reference: History) -> bool:

@@ -21,6 +21,7 @@ FLOOR = 5e-4  # of the loss: below it, standard deviations are other kernels' ro
 NOTHING = 1e-6  # the scale of a loss that stands at zero in every reference run
 AMBER = 0.75  # of the critical value, sustained over half an octave
 AMBER_BLOCKS = 2
+LOOK_BACK = 100  # lines: a metric that is logged more rarely is not compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,16 @@ class LossBands:
 
 
 def make_loss_bands(
-    mine: History, *, references: Sequence[History], total: int | None, alpha: float
+    mine: History,
+    *,
+    references: Sequence[History],
+    total: int | None,
+    alpha: float,
+    metrics: Sequence[str] = LOSSES,
 ) -> LossBands | None:
     """The losses of all runs in the same blocks and the same statistic; None where nothing can be compared."""
-    runs = _usable(mine, references)
-    metrics, left_out = _comparable_losses(mine, runs)
+    runs = _usable(mine, references, metrics)
+    metrics, left_out = _comparable_losses(mine, runs, metrics)
     if not runs or not metrics or not mine.lineage.records:
         return None
     exact = all(has_exact_means(run, metric) for run in (mine, *runs) for metric in metrics)
@@ -112,35 +118,39 @@ def detectable_shares(bands: LossBands) -> dict[str, float]:
     return shares
 
 
-def _usable(mine: History, references: Sequence[History]) -> list[History]:
+def _usable(mine: History, references: Sequence[History], metrics: Sequence[str]) -> list[History]:
     """The references that came far enough and ended finite; all that logged, where that leaves fewer than three."""
     reach = min(mine.done, max((run.done for run in references), default=0))
     logged = [run for run in references if run.lineage.records]
-    sound = [run for run in logged if run.done >= 0.95 * reach and not math.isnan(_last_losses(run).sum())]
+    sound = [run for run in logged if run.done >= 0.95 * reach and not math.isnan(_last_losses(run, metrics).sum())]
     return sound if len(sound) >= min(3, len(logged)) else logged
 
 
-def _last_losses(history: History) -> Array:
-    """The losses of the last line, NaN where one is missing or not finite."""
-    values = history.lineage.records[-1].values
-    losses = np.array([values.get(metric, np.nan) for metric in LOSSES])
+def _last_losses(history: History, metrics: Sequence[str]) -> Array:
+    """The newest value of each loss, NaN where there is none or it is not finite."""
+    newest = history.lineage.records[-1 : -LOOK_BACK - 1 : -1]
+    losses = np.array(
+        [next((record.values[metric] for record in newest if metric in record.values), np.nan) for metric in metrics]
+    )
     return np.where(np.isfinite(losses), losses, np.nan)
 
 
-def _comparable_losses(mine: History, references: Sequence[History]) -> tuple[tuple[str, ...], str]:
+def _comparable_losses(
+    mine: History, references: Sequence[History], metrics: Sequence[str]
+) -> tuple[tuple[str, ...], str]:
     """The losses that all runs log, finite at the end of every reference, and what is left out beyond that.
 
     KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss.
     """
-    own = mine.lineage.records[-1].values if mine.lineage.records else {}
-    theirs = np.array([_last_losses(run) for run in references]).reshape(len(references), len(LOSSES))
+    own = {name for record in mine.lineage.records[-LOOK_BACK:] for name in record.values}
+    theirs = np.array([_last_losses(run, metrics) for run in references]).reshape(len(references), len(metrics))
     sound = ~np.isnan(theirs).any(axis=0)
-    metrics = tuple(metric for place, metric in enumerate(LOSSES) if sound[place] and metric in own)
+    found = tuple(metric for place, metric in enumerate(metrics) if sound[place] and metric in own)
     batches = {run.lineage.records[-1].values.get(BATCH) for run in (mine, *references) if run.lineage.records}
-    if len(batches - {None}) > 1 and "koleo_loss" in metrics:
-        kept = tuple(metric for metric in metrics if metric != "koleo_loss")
+    if len(batches - {None}) > 1 and "koleo_loss" in found:
+        kept = tuple(metric for metric in found if metric != "koleo_loss")
         return kept, "koleo_loss is not compared: the batch per process differs, so its neighbors are others."
-    return metrics, ""
+    return found, ""
 
 
 def _scales(references: Array) -> Array:

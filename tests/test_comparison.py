@@ -1,0 +1,202 @@
+"""Logs of any dialect held against one another: what is translated, what is refused, over which axis."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simulated_runs import ITERATIONS, make_history, render_text, simulate, write_run
+from test_logs import real_log
+from typer.testing import CliRunner
+
+from reproduce.axes import over_axis
+from reproduce.cli import app
+from reproduce.comparison import compare_runs
+from reproduce.conventions import in_dinov2_terms
+from reproduce.curves import LOSSES, TOTAL
+from reproduce.errors import LogError
+from reproduce.lineage import History, load_history, make_lineage
+from reproduce.log_head import Head
+
+LOCAL, KOLEO = 8, 0.1
+CONFIG = {"crops": {"local_crops_number": LOCAL}, "dino": {"koleo_loss_weight": KOLEO}}
+RAW = {
+    "dino_local_crops_loss": (LOCAL + 1) / LOCAL,
+    "dino_global_crops_loss": LOCAL + 1,
+    "ibot_loss": 2.0,
+    "koleo_loss": 1 / KOLEO,
+}
+
+
+def in_dinov3_terms(history: History, *, config: dict[str, object] | None) -> History:
+    """The run as DINOv3 would have logged it, written from the definition of what each of the two logs."""
+    records = []
+    for record in history.lineage.records:
+        values = {name: value for name, value in record.values.items() if not name.startswith(("mean_", "raw_"))}
+        values |= {name: values[name] * RAW[name] for name in LOSSES}
+        values["local_batch_size"] = values.pop("current_batch_size")
+        records.append(dataclasses.replace(record, values=values))
+    lineage = make_lineage(records)
+    return dataclasses.replace(
+        history, dialect="dinov3-text", lineage=lineage, config=None, head=Head(config, 1), knn={}, name="v3"
+    )
+
+
+def write_epochs(path: Path, *, epochs: int, shift: float = 0.0, seed: int = 0) -> Path:
+    """A `log.txt` of MAE's kind."""
+    noise = np.random.default_rng(seed).standard_normal(epochs) * 0.002
+    lines = [
+        {"train_lr": 1e-4, "train_loss": 0.4 + 0.6 * 0.97**epoch + noise[epoch] + shift, "epoch": epoch}
+        for epoch in range(epochs)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_dinov3_losses_are_scaled_as_dinov2_logs_them() -> None:
+    """By the configuration of its own log: every loss and the total come out as DINOv2 would have logged them."""
+    history = make_history(simulate(1))
+    back = in_dinov2_terms(in_dinov3_terms(history, config=CONFIG))
+    for own, found in zip(history.lineage.records, back.lineage.records, strict=True):
+        for name in (*LOSSES, "current_batch_size"):
+            assert found.values[name] == pytest.approx(own.values[name])
+        assert found.values[TOTAL] == pytest.approx(sum(own.values[name] for name in LOSSES))
+
+
+def test_dinov3_against_dinov2_says_that_it_was_scaled() -> None:
+    """A run in the other convention is on the course of runs like it, and the verdict says what was done."""
+    mine = in_dinov3_terms(make_history(simulate(1)), config=CONFIG)
+    verdict = compare_runs(mine, [make_history(simulate(seed), hidden=True) for seed in range(2, 6)]).verdict
+    assert {check.state for check in verdict.checks if check.layer == "L4"} == {"pass"}
+    assert "DINOv3's were scaled" in verdict.cannot_conclude[0]
+
+
+def test_raw_losses_without_their_configuration_are_refused() -> None:
+    """Against DINOv2's losses they cannot be scaled; among themselves they are compared as they are."""
+    mine, other = (in_dinov3_terms(make_history(simulate(seed)), config=None) for seed in (1, 2))
+    with pytest.raises(LogError, match="logs raw losses"):
+        compare_runs(mine, [make_history(simulate(3))])
+    assert compare_runs(mine, [other]).verdict.bands
+
+
+def test_epochs_against_epochs(tmp_path: Path) -> None:
+    """Two logs of one object an epoch are compared by their curves; one that lies higher is outside of its band."""
+    reference = load_history(write_epochs(tmp_path / "a", epochs=300))
+    alike = compare_runs(load_history(write_epochs(tmp_path / "b", epochs=300, seed=1)), [reference]).verdict
+    assert [(check.id, check.state) for check in alike.checks] == [("band-train_loss", "pass")]
+    assert alike.outcome == "consistent"
+    off = load_history(write_epochs(tmp_path / "c", epochs=300, seed=1, shift=0.1))
+    assert compare_runs(off, [reference]).verdict.outcome == "failed"
+
+
+def test_what_counts_differently_is_refused_by_iteration(tmp_path: Path) -> None:
+    """Epochs and iterations share no axis but progress; a mend says so."""
+    epochs = load_history(write_epochs(tmp_path / "a", epochs=300))
+    other = dataclasses.replace(epochs, unit="iteration")
+    with pytest.raises(LogError, match="counts in epochs") as caught:
+        compare_runs(epochs, [other])
+    assert "--x progress" in (caught.value.mend or "")
+
+
+def test_logs_that_share_no_column_are_refused(tmp_path: Path) -> None:
+    """The error names some columns of each."""
+    with pytest.raises(LogError, match=r"shares no column with .*: train_lr, train_loss here, dino_local"):
+        compare_runs(load_history(write_epochs(tmp_path / "a", epochs=300)), [make_history(simulate(1))])
+
+
+@pytest.mark.parametrize("axis", ["progress", "images", "gpu-hours"])
+def test_runs_that_log_otherwise_meet_on_an_axis(axis: str) -> None:
+    """A run of half the batch and twice the iterations lies where the other does, in cells of a common axis."""
+    whole = make_history(simulate(1))
+    records = [
+        dataclasses.replace(record, values={**record.values, "iter_time": 0.5, "current_batch_size": 64.0})
+        for record in whole.lineage.records
+    ]
+    whole = dataclasses.replace(whole, lineage=make_lineage(records), total=ITERATIONS)
+    doubled = [
+        dataclasses.replace(
+            record,
+            iteration=2 * record.iteration + 1,
+            values={**record.values, "iter_time": 0.25, "current_batch_size": 32.0},
+        )
+        for record in records
+    ]
+    config = json.loads(json.dumps(whole.config, default=dict))
+    batch = config["recipe"]["global_batch"]
+    config["recipe"]["global_batch"] = batch // 2
+    half = dataclasses.replace(whole, lineage=make_lineage(doubled), total=2 * ITERATIONS, config=config)
+    half = dataclasses.replace(half, knn={2 * done: point for done, point in whole.knn.items()})
+    one, other = over_axis([whole, half], axis)  # type: ignore[arg-type]
+    assert one.lineage.records[-1].iteration == other.lineage.records[-1].iteration
+    by_cell = {record.iteration: record.values for record in other.lineage.records}
+    for record in one.lineage.records:
+        near = [by_cell[cell] for cell in range(record.iteration - 1, record.iteration + 2) if cell in by_cell]
+        assert any(values["ibot_loss"] == pytest.approx(record.values["ibot_loss"], rel=0.05) for values in near)
+    if axis != "gpu-hours":
+        assert one.knn == other.knn
+
+
+def test_axis_that_a_log_does_not_tell_is_refused() -> None:
+    """Without a length there is no progress, without a batch there are no images, without times no GPU-hours."""
+    hidden = [make_history(simulate(seed), hidden=True) for seed in (1, 2)]
+    for axis in ("progress", "images", "gpu-hours"):
+        with pytest.raises(LogError, match="does not say how"):
+            over_axis(hidden, axis)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mine_is_bad", [True, False])
+def test_log_without_iterations_is_named(tmp_path: Path, mine_is_bad: bool) -> None:
+    """An empty log and one cut inside its header are mistakes on either side, each with its file and what is wrong."""
+    good = write_run(simulate(1), tmp_path / "good")
+    text = render_text(simulate(1))
+    cut = text[: text.index("Training  [")]
+    for name, content, wrong in (("empty.txt", "", "the file is empty"), ("cut.txt", cut, "it ends in its header")):
+        bad = tmp_path / name
+        bad.write_text(content)
+        pair = (bad, good) if mine_is_bad else (good, bad)
+        answer = CliRunner().invoke(app, ["compare", *map(str, pair)])
+        assert answer.exit_code == 2
+        assert str(bad) in answer.stderr
+        assert wrong in answer.stderr
+
+
+def test_several_of_mine_are_each_held_against_all(tmp_path: Path) -> None:
+    """One verdict for each of mine, in order; the exit code is the worst one's."""
+    runs = [str(write_run(simulate(seed), tmp_path / f"seed-{seed}")) for seed in range(5)]
+    off = str(write_run(simulate(9, shift={"ibot_loss": 0.5}), tmp_path / "off"))
+    answer = CliRunner().invoke(app, ["compare", runs[0], *runs[1:], "--also", off, "--json"])
+    verdicts = json.loads(answer.stdout)
+    assert [verdict["run"] for verdict in verdicts] == ["seed-0", "off"]
+    assert [verdict["exit_code"] for verdict in verdicts] == [0, 1]
+    assert answer.exit_code == 1
+
+
+def test_report_over_another_axis(tmp_path: Path) -> None:
+    """The report draws the curves as they were compared."""
+    runs = [str(write_run(simulate(seed), tmp_path / f"seed-{seed}")) for seed in range(2)]
+    page = tmp_path / "page.html"
+    answer = CliRunner().invoke(app, ["compare", *runs, "--x", "progress", "--html", str(page), "--exit-zero"])
+    assert answer.exit_code == 0, answer.output
+    assert "share of the run" in page.read_text()
+
+
+def test_parse_says_what_is_wrong_with_what_it_was_given(tmp_path: Path) -> None:
+    """A folder is a mistake with the file to name in its place; rubbish as a table on stdout is said on stderr."""
+    folder = write_run(simulate(1), tmp_path / "run")
+    answer = CliRunner().invoke(app, ["parse", str(folder)])
+    assert answer.exit_code == 2
+    assert "training_metrics.json" in answer.stderr
+    rubbish = tmp_path / "bin"
+    rubbish.write_bytes(bytes(range(256)))
+    answer = CliRunner().invoke(app, ["parse", str(rubbish), "--csv", "-"])
+    assert (answer.exit_code, answer.stdout) == (3, "")
+    assert "binary data" in answer.stderr
+
+
+def test_real_logs_of_two_dialects_over_progress() -> None:
+    """timm's text and the summary of another run are compared by the names that both have in one of the two forms."""
+    mine, other = (load_history(real_log(f"timm/{name}")) for name in ("deit-tiny-300ep.out", "summary-a.csv"))
+    verdict = compare_runs(mine, [other], axis="progress").verdict
+    assert {band.metric for band in verdict.bands} == {"train_loss", "eval_loss", "eval_top1", "eval_top5"}
+    assert any("summary-a.csv is finished" in note for note in verdict.cannot_conclude)
