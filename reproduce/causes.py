@@ -6,6 +6,8 @@ something else. What is killed leaves no account: then the cluster's words at th
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,6 +61,14 @@ ABSENCE = re.compile(  # how a process says that another one is gone
     r"Connection (closed|reset|refused)|Broken pipe|recvValue failed|remote process exited|NCCL (error|communicator)"
     r"|store->get|Timed out (after )?waiting|[Ww]atchdog caught collective",
 )
+STATES: dict[str, Kind] = {  # of a job, as squeue and scontrol name them
+    "BOOT_FAIL": "node failure",
+    "CANCELLED": "cancelled",
+    "NODE_FAIL": "node failure",
+    "OUT_OF_MEMORY": "host memory",
+    "PREEMPTED": "preemption",
+    "TIMEOUT": "time limit",
+}
 CLOCKS_S = 5.0  # between the clocks of two nodes
 TAIL_BYTES = 65536
 
@@ -91,6 +101,16 @@ def find_cause(folder: Path, *, job: Job) -> Cause | None:
         ranks = ", ".join(path.stem.removeprefix("rank_") for path in stuck)
         return Cause("hang", f"no step was finished in time; stuck: {ranks}", None, stuck[0].read_text()[-4096:])
     return find_phrase(_logs(job)) or (_make_cause(accounts[0]) if accounts else None)
+
+
+def ask_cause(job: Job) -> Cause | None:
+    """Why a job of a cluster ended, of which nobody was left to tell: its state, while the controller remembers it."""
+    if job.executor != "slurm" or shutil.which("scontrol") is None:
+        return None
+    answer = subprocess.run(["scontrol", "--oneliner", "show", "job", job.job_id], capture_output=True, text=True)
+    state = re.search(r"\bJobState=(\w+)", answer.stdout)
+    kind = STATES.get(state[1]) if state else None
+    return Cause(kind, f"the cluster says {state[1]}", None, "") if state and kind else None
 
 
 def find_phrase(text: str) -> Cause | None:

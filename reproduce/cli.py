@@ -263,6 +263,6 @@ def print_pipeline(
 
 def main() -> None:
     """The entry point of the command `reproduce`."""
-    from reproduce import watching  # noqa: F401  it brings its commands along
+    from reproduce import sweeping, watching  # noqa: F401  they bring their commands along
 
     app(prog_name="reproduce")

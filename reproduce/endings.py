@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reproduce.attempts import INTERRUPTED
-from reproduce.causes import LOST, Cause, find_cause
+from reproduce.causes import LOST, Cause, ask_cause, find_cause
 from reproduce.errors import RunError
 from reproduce.launch import Job
 from reproduce.runs import read_state
@@ -46,7 +46,7 @@ def raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str])
             path=folder,
             mend=f"continue it with: {shlex.join(command)}",
         )
-    cause = find_cause(folder, job=job) if job and code not in (0, 2) else None
+    cause = find_cause(folder, job=job) or ask_cause(job) if job and code not in (0, 2) else None
     if job and cause and (cause.kind != "killed" or code == 1):
         _raise_cause(what, cause, job=job, log=folder / "log.txt")
     said = job.last_words(lines=4 if code is None else 1) if job else ""  # who killed it says so in several lines

@@ -14,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +159,29 @@ def submit(
     return _submit_detached(fresh, snapshot=snapshot)
 
 
+def submit_array(
+    commands: Sequence[tuple[Sequence[str], Path]],
+    *,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    parallel: int,
+    snapshot: Path,
+) -> tuple[Job, ...]:
+    """Start commands, each with its run folder, as one array of a cluster's jobs of which `parallel` run at a time.
+
+    Raises `SiteError` where the cluster is absent or refuses it; then none of them was started.
+    """
+    _require_cluster()
+    fresh = _make_job_folder(folder)
+    full = {**with_snapshot(parameters, snapshot=snapshot), "slurm_array_parallelism": parallel}
+    request = {"commands": [list(arguments) for arguments, _ in commands], "parameters": full}
+    (fresh / REQUEST_FILE).write_text(json.dumps(request, indent=1) + "\n")
+    executor = _make_executor(fresh, cluster="slurm", parameters=full)
+    with _refusals(fresh), executor.batch():
+        jobs = [executor.submit(Command(tuple(arguments), run=str(run.resolve()))) for arguments, run in commands]
+    return tuple(Job("slurm", job.job_id, fresh) for job in jobs)
+
+
 def with_snapshot(parameters: Mapping[str, Any], *, snapshot: Path | None) -> dict[str, Any]:
     """Parameters of a cluster's job whose script makes Python import a copy of the code."""
     if snapshot is None:
@@ -222,19 +246,33 @@ def _submit_detached(folder: Path, *, snapshot: Path | None) -> Job:
 
 def _submit_request(folder: Path) -> Job:
     """Submit what the request in `folder` asks for, and record the job beside it."""
-    import submitit
-
     request = json.loads((folder / REQUEST_FILE).read_text())
-    command = request["command"]
-    cluster = request["executor"]  # always named: submitit would take SLURM as soon as srun is on the PATH
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
-    executor.update_parameters(**{"timeout_min": ONE_YEAR_MIN, **request["parameters"]})
-    try:
+    command, cluster = request["command"], request["executor"]
+    executor = _make_executor(folder, cluster=cluster, parameters=request["parameters"])
+    with _refusals(folder):
         job_id = executor.submit(Command(**{**command, "arguments": tuple(command["arguments"])})).job_id
-    except submitit.core.utils.FailedJobError as error:
-        raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
     write_whole(folder / JOB_FILE, json.dumps({"executor": cluster, "job_id": job_id}) + "\n")
     return load_job(folder)
+
+
+def _make_executor(folder: Path, *, cluster: Executor, parameters: Mapping[str, Any]) -> Any:
+    """submitit's, always of a named cluster: it would take SLURM as soon as srun is on the PATH."""
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MAX_REQUEUES)
+    executor.update_parameters(**{"timeout_min": ONE_YEAR_MIN, **parameters})
+    return executor
+
+
+@contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """A cluster's refusal as the site's mistake."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        yield
+    except FailedJobError as error:
+        raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
 
 
 def next_job_folder(folder: Path) -> Path:

@@ -32,6 +32,24 @@ def parse_overrides(texts: Sequence[str], *, schema: Mapping[str, Any]) -> tuple
     return overrides
 
 
+def split_sweep(text: str) -> tuple[str, ...]:
+    """The single changes that one text of Hydra's sweep syntax names: `seed=1,2` is `seed=1` and `seed=2`.
+
+    Lists, ranges (`seed=range(1,4)`) and globs of choices are understood; anything else is left as it is, for
+    `parse_overrides` to take or refuse.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(text)
+        if not parsed.is_sweep_override():
+            return (text,)
+        return tuple(f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator())
+    except HydraException as error:
+        raise SpecError(f"override {text!r} is not key=value", mend="write it like seed=1,2,3") from error
+
+
 def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
     """A copy of the recipe's mapping with the overrides of its keys."""
     changed = copy.deepcopy(dict(recipe))

@@ -52,7 +52,7 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
     brings new checkpoints. Raises `FailedRunError`, `InterruptedRunError`, or
     `KeyboardInterrupt` once the job that was started here has saved its work.
     """
-    _require_trainer()
+    require_trainer()
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
     started, lost_at = False, -1
     while True:
@@ -88,13 +88,13 @@ def render_launch(resolved: Resolved) -> str:
     if resolved.site.executor == "slurm":
         parameters = make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node)
         return render_script(files, parameters=with_snapshot(parameters, snapshot=snapshot))
-    line = shlex.join(_trainer(resolved.folder))
+    line = shlex.join(trainer(resolved.folder))
     return f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}\n{line}\n"
 
 
 def start(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> None:
     """Start the run's job, unless there is nothing left to do or one is at it, and leave it to itself."""
-    _require_trainer()
+    require_trainer()
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
     folder = open_run(resolved, command=command, root=resolved.spec.root)
     state = read_state(folder)
@@ -109,7 +109,7 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
 
     None where the run has not come to its first evaluation yet: there is no teacher to evaluate.
     """
-    _require_trainer()
+    require_trainer()
     folder = resolved.folder
     result = folder / "evaluation.json"
     if not (folder / "config.yaml").is_file():
@@ -144,12 +144,12 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     return result
 
 
-def _trainer(folder: Path) -> tuple[str, ...]:
+def trainer(folder: Path) -> tuple[str, ...]:
     """The command that each task of a run's job is."""
     return (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve()))
 
 
-def _require_trainer() -> None:
+def require_trainer() -> None:
     """Find what the trainer imports without importing it: torch alone takes seconds."""
     missing = [package for module, package in TRAINER_NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -158,7 +158,7 @@ def _require_trainer() -> None:
 
 def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tuple[Job | None, bool]:
     """The job that trains, and whether it was started here. It is None where a person started the trainer by hand."""
-    with _held(folder / "launch.lock"):
+    with held(folder / "launch.lock"):
         if is_alive(folder):
             job = newest_job(folder)
             if job is not None and not job.is_running() and job.exit_code() is not None:
@@ -168,7 +168,7 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             )
             return job, False
         job = submit(
-            _trainer(folder),
+            trainer(folder),
             folder=folder / "submitit",
             executor=resolved.site.executor,
             parameters=make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node),
@@ -181,7 +181,7 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Iterator[None]:
     """An exclusive lock on `path`, waited for: two harnesses that start at once must not start two trainers."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -6,6 +6,7 @@ The folder is where harness and trainer meet, so everything here is read from it
 import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from franca.config import ConfigError, TrainConfig, dump_config, load_config
 from reproduce.errors import RunError
 from reproduce.files import is_locked, write_whole
-from reproduce.launch import Job, load_job
+from reproduce.launch import Job
 from reproduce.resolve import Resolved
 from reproduce.spec import Margins, Spec
 
@@ -67,7 +68,7 @@ def record_launch(folder: Path, *, job: Job, site: str) -> None:
     launch = {
         "executor": job.executor,
         "job_id": job.job_id,
-        "submitit_folder": str(job.folder.relative_to(folder.resolve())),
+        "submitit_folder": os.path.relpath(job.folder, folder.resolve()),
         "pid": int(job.job_id) if job.executor == "local" else None,
         "started": started,
     }
@@ -82,8 +83,9 @@ def newest_job(folder: Path) -> Job | None:
     path = folder / "launch.json"
     if not path.is_file():
         return None
-    files = folder / _read_json(path)["submitit_folder"]
-    return load_job(files) if files.is_dir() else None
+    launch = _read_json(path)
+    files = (folder / launch["submitit_folder"]).resolve()
+    return Job(launch["executor"], launch["job_id"], files) if files.is_dir() else None
 
 
 def is_alive(folder: Path) -> bool:

@@ -19,8 +19,8 @@ LAYERS = (
     "problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
-    "published references progress causes endings standing phases judging released weights pipeline",
-    "overview tables screen console asking watching log_commands cli",
+    "published references progress causes endings standing phases judging released weights pipeline sweeps",
+    "overview tables screen console asking watching sweeping log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")

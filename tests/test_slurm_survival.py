@@ -99,6 +99,27 @@ def test_run_survives_its_node(breakable: None, tmp_path: Path) -> None:
     assert f"Starting training from iteration {second}\n" in log_of(folder)
 
 
+def test_run_that_the_cluster_gives_up_is_launched_again(breakable: None, tmp_path: Path) -> None:
+    """Where SLURM may not start a job again, the harness does, once its node is gone, from the last checkpoint."""
+    folder = tmp_path / "run"
+    final = dataclasses.replace(SLURM, additional_parameters={"no-requeue": True})
+
+    def crash(job: str) -> None:
+        wait_until(lambda: any((folder / "checkpoints").glob("0*")))
+        node = subprocess.run(["squeue", "-h", "-o", "%N", "-j", job], capture_output=True, text=True).stdout.strip()
+        cluster("node", "crash", node)
+
+    try:
+        thread = when_training(folder, crash)
+        state = train(on_cluster(folder, slurm=final, recipe=LONG), command=COMMAND, screen=Silent())
+        thread.join()
+    finally:
+        cluster("up")
+    assert state.state == "finished"
+    assert len(read_provenance(folder)["launches"]) == 2
+    assert starts(folder)[0] > 0
+
+
 def test_run_survives_the_controller(breakable: None, tmp_path: Path) -> None:
     """While slurmctld is away the run counts as running; when it is back, it is followed to its end."""
     folder = tmp_path / "run"

@@ -46,8 +46,8 @@ def make_run(root: Path, name: str, *, state: str | None, job: str | None, row: 
         lines = [json.dumps({"iteration": i, "iter_time": 0.5, "images_per_second": 8.0}) for i in (29, 39)]
         (folder / "training_metrics.json").write_text("\n".join([*lines, '{"iteration": 4']))
     if job:
-        (files / "job.json").write_text(json.dumps({"executor": "slurm", "job_id": job}))
-        (folder / "launch.json").write_text(json.dumps({"submitit_folder": "submitit/0001"}))
+        launch = {"executor": "slurm", "job_id": job, "submitit_folder": "submitit/0001"}
+        (folder / "launch.json").write_text(json.dumps(launch))
     return folder
 
 
