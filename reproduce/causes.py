@@ -5,6 +5,7 @@ something else. What is killed leaves no account: then the cluster's words at th
 """
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -54,9 +55,12 @@ PHRASES: tuple[tuple[Kind, str], ...] = (
     ("time limit", r".*CANCELLED AT .* DUE TO TIME LIMIT.*"),
     ("preemption", r".*CANCELLED AT .* DUE TO PREEMPTION.*"),
     ("node failure", r".*CANCELLED AT .* DUE TO NODE FAILURE.*|.*Node failure on .*"),
-    ("cancelled", r".*\bCANCELLED AT \S+ \*\*\*.*"),
 )
-LESS: tuple[tuple[Kind, str], ...] = (("killed", rf"{KILLED} SIG\w+"),)  # says that, not why
+LESS: tuple[tuple[Kind, str], ...] = (  # they say that it ended, not why
+    ("cancelled", r".*\bCANCELLED AT \S+ \*\*\*.*"),
+    ("killed", rf"{KILLED} SIG\w+"),
+)
+AT = re.compile(r"CANCELLED AT (\S+)")  # local time
 ABSENCE = re.compile(  # how a process says that another one is gone
     r"Connection (closed|reset|refused)|Broken pipe|recvValue failed|remote process exited|NCCL (error|communicator)"
     r"|store->get|Timed out (after )?waiting|[Ww]atchdog caught collective",
@@ -100,7 +104,7 @@ def find_cause(folder: Path, *, job: Job) -> Cause | None:
     if stuck:
         ranks = ", ".join(path.stem.removeprefix("rank_") for path in stuck)
         return Cause("hang", f"no step was finished in time; stuck: {ranks}", None, stuck[0].read_text()[-4096:])
-    return find_phrase(_logs(job)) or (_make_cause(accounts[0]) if accounts else None)
+    return find_phrase(_logs(job), since=since) or (_make_cause(accounts[0]) if accounts else None)
 
 
 def ask_cause(job: Job) -> Cause | None:
@@ -113,16 +117,25 @@ def ask_cause(job: Job) -> Cause | None:
     return Cause(kind, f"the cluster says {state[1]}", None, "") if state and kind else None
 
 
-def find_phrase(text: str) -> Cause | None:
-    """The last thing in a log by which a cause is known."""
+def find_phrase(text: str, *, since: float = 0.0) -> Cause | None:
+    """The last thing in a log by which a cause is known; what befell the job before `since`, it survived."""
     for phrases in (PHRASES, LESS):
         found = [
-            (match.start(), kind, match[0].strip()) for kind, phrase in phrases for match in re.finditer(phrase, text)
+            (match.start(), kind, match[0].strip())
+            for kind, phrase in phrases
+            for match in re.finditer(phrase, text)
+            if _time(match[0]) >= since
         ]
         if found:
             _, kind, said = max(found)
             return Cause(kind, said, None, "")
     return None
+
+
+def _time(line: str) -> float:
+    """When the cluster wrote a line that says so; infinite for one that does not."""
+    at = AT.search(line)
+    return datetime.fromisoformat(at[1]).timestamp() if at else math.inf
 
 
 def _make_cause(account: dict[str, Any]) -> Cause:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,26 @@ def test_words_of_the_cluster_are_understood(text: str, kind: str) -> None:
     later = find_phrase(f"{text}\n{limit}")
     assert later is not None
     assert later.kind == "time limit"
+
+
+def test_cause_is_found_before_its_effect() -> None:
+    """A step over its memory is cancelled for it: the memory counts, though the cancelling is said last."""
+    over = "slurmstepd-vn4: error: StepId=7.0 exceeded memory limit (546778112 > 536870912), being killed"
+    cause = find_phrase(f"{over}\nslurmstepd-vn3: error: *** STEP 7.0 ON vn3 CANCELLED AT 2026-11-21T15:00:00 ***\n")
+    assert cause is not None
+    assert (cause.kind, cause.said) == ("host memory", over[over.index("exceeded") :])
+
+
+def test_what_a_job_survived_is_not_its_end() -> None:
+    """A dead node before the newest start was mended by the cluster; what came after it is the cause."""
+    node = "slurmstepd: error: *** JOB 7 ON vn1 CANCELLED AT 2026-11-21T15:00:00 DUE TO NODE FAILURE, SEE LOG ***"
+    since = datetime(2026, 11, 21, 15, 30).timestamp()
+    assert find_phrase(node, since=since) is None
+    cause = find_phrase(
+        f"{node}\nslurmstepd: error: *** JOB 7 ON vn2 CANCELLED AT 2026-11-21T16:00:00 ***", since=since
+    )
+    assert cause is not None
+    assert cause.kind == "cancelled"
 
 
 def test_only_what_the_run_is_not_to_blame_for_is_tried_again() -> None:
