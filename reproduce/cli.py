@@ -25,7 +25,8 @@ from reproduce.console import (
     width,
 )
 from reproduce.files import short_path
-from reproduce.log_commands import compare_logs as compare_logs  # its module registers its commands
+from reproduce.live_command import watch_run as watch_run  # these modules register their commands
+from reproduce.log_commands import compare_logs as compare_logs
 
 
 @command("list")
