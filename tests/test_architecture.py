@@ -20,7 +20,7 @@ LAYERS = (
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
     "published references progress causes endings standing phases judging live released weights pipeline sweeps",
-    "overview tables screen console asking watching sweeping log_commands cli",
+    "overview tables screen console asking watching sweeping live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")
