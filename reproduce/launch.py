@@ -24,6 +24,7 @@ from reproduce.attempts import Command, Start, exit_file, load_starts
 from reproduce.errors import RunError, SiteError
 from reproduce.files import is_locked, read_tail, write_whole
 from reproduce.resolve import Resolved
+from reproduce.sites import Site
 from reproduce.snapshot import snapshot_environment
 
 Executor = Literal["local", "slurm"]
@@ -97,15 +98,23 @@ class Job:
 
 
 def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> dict[str, Any]:
-    """submitit's parameters for a job of a resolved run on its site; one GPU to a task where the device is CUDA."""
+    """submitit's parameters for a job of a resolved run on its site."""
+    device = resolved.config.execution.device
+    return site_parameters(
+        resolved.site, name=resolved.spec.row, device=device, nodes=nodes, tasks_per_node=tasks_per_node
+    )
+
+
+def site_parameters(site: Site, *, name: str, device: str, nodes: int, tasks_per_node: int) -> dict[str, Any]:
+    """submitit's parameters for a job on a site; one GPU to a task where the device is `cuda`."""
     parameters: dict[str, Any] = {
-        "name": resolved.spec.row,
+        "name": name,
         "nodes": nodes,
         "tasks_per_node": tasks_per_node,
-        "gpus_per_node": tasks_per_node if resolved.config.execution.device == "cuda" else 0,
+        "gpus_per_node": tasks_per_node if device == "cuda" else 0,
     }
-    slurm = resolved.site.slurm
-    if resolved.site.executor == "slurm" and slurm is not None:
+    slurm = site.slurm
+    if site.executor == "slurm" and slurm is not None:
         parameters |= {
             "timeout_min": slurm.timeout_min,
             "cpus_per_task": slurm.cpus_per_task,

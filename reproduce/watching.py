@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from reproduce.console import Changes, Json, Row, Seed, SiteName, Until, command, show, width
-from reproduce.errors import RunError
+from reproduce.errors import RunError, SiteError
 from reproduce.files import short_path
 
 Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
@@ -41,6 +41,24 @@ def show_status(
         if not watch:
             return
         time.sleep(WATCH_S)
+
+
+@command("site")
+def check_this_site(
+    action: Annotated[str, typer.Argument(metavar="check", help="Submit a probe and say what is wrong.")],
+    site: SiteName = None,
+    wait_s: Annotated[float, typer.Option("--wait", help="Seconds to wait for the probe to start.", min=1.0)] = 600.0,
+    as_json: Json = False,
+) -> int:
+    """Try a site with a job of two nodes: rendezvous, environment, data, shared folder, clock, speed of writing."""
+    from reproduce.probes import check_site, render_trials
+    from reproduce.resolve import load_site
+
+    if action != "check":
+        raise SiteError(f"a site cannot be asked to {action}", mend="reproduce site check")
+    trials = check_site(load_site(site), wait_s=wait_s)
+    show(trials, as_json=as_json, text=lambda: render_trials(trials, width=width()))
+    return 2 if any(trial.outcome == "fail" for trial in trials) else 0
 
 
 @command("logs")

@@ -19,7 +19,7 @@ LAYERS = (
     "problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
-    "published references progress causes endings standing phases judging live released weights pipeline sweeps",
+    "published references progress causes endings standing phases judging live released weights pipeline sweeps probes",
     "overview tables screen console asking watching sweeping live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
