@@ -17,6 +17,7 @@ from reproduce.terminal import render_table
 
 POLL_S = 1.0
 MEETING_S = 120.0  # from the first process's first word to the last one's
+LIMIT_MIN = 10  # short jobs start soon
 SKEW_S = 5.0
 SLOW_MB_S = 50.0  # a checkpoint of 20 GB then takes seven minutes
 
@@ -45,6 +46,7 @@ def check_site(site: Site, *, wait_s: float) -> tuple[Trial, ...]:
     command = [sys.executable, "-m", "franca.probe", str(folder), "--device", device]
     command += ["--processes", str(nodes * tasks), *(["--data", *roots] if roots else [])]
     parameters = site_parameters(site, name="probe", device=device, nodes=nodes, tasks_per_node=tasks)
+    parameters |= {"timeout_min": LIMIT_MIN}
     job = submit(command, folder=folder / "submitit", executor=site.executor, parameters=parameters)
     try:
         reason = _await(job, folder=folder, processes=nodes * tasks, wait_s=wait_s)
@@ -71,12 +73,13 @@ def judge_probe(findings: Sequence[dict[str, Any]], *, processes: int, said: str
     yield _judge_environment(findings)
     absent = sorted({f"{folder} on {finding['host']}" for finding in findings for folder in finding["absent_data"]})
     mend = "mend data_roots in site.yaml, or mount them there"
-    yield Trial("fail" if absent else "pass", "data", "not there: " + ", ".join(absent) if absent else "there", mend)
+    yield Trial(
+        "fail" if absent else "pass", "data", "not there: " + ", ".join(absent) if absent else "all there", mend
+    )
     slowest = min(findings, key=lambda finding: float(finding["write_mb_s"]))
     text = f"{slowest['write_mb_s']:,.0f} MB/s at the slowest ({slowest['host']})"
-    yield Trial(
-        "warn" if slowest["write_mb_s"] < SLOW_MB_S else "pass", "write speed", text, "put runs/ on faster disks"
-    )
+    slow: Outcome = "warn" if slowest["write_mb_s"] < SLOW_MB_S else "pass"
+    yield Trial(slow, "write speed", text, "put runs/ on faster disks")
     met = [finding for finding in findings if finding["met"]]
     if len(met) < processes:
         return
