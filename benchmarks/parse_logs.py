@@ -1,7 +1,8 @@
 """How fast logs are parsed and in how much memory: `python benchmarks/parse_logs.py --megabytes 100 2000`.
 
-Writes a log of each dialect and size, parses it in a process of its own, and prints CPU seconds, MB/s and the peak of
-that process's memory. Lines are a run's, one every ten iterations, as far as the size takes them: more than any run has.
+Writes a log of each dialect and size, parses it in a process of its own, and prints CPU seconds, MB/s and that
+process's peak of memory. Lines are a run's, one every ten iterations, as far as the size takes them: more than any
+run has.
 """
 
 import argparse

@@ -1,0 +1,254 @@
+"""How often a verdict is wrong: unchanged seeds and planted faults of the row digits, trained, judged and counted.
+
+    python benchmarks/verdicts.py --train 5       # train at most five more runs, one at a time, then write the tables
+    python benchmarks/verdicts.py                 # judge what was trained; train nothing
+
+Every run goes through `reproduce run`, so what is trained is not trained again and one that was cut off goes on. A
+fault is an override; when it is judged, the run claims the row's own recipe, as a program with that fault would. Runs
+are judged at every tenth iteration as `reproduce watch` would have: the first cut at which a check fails is when the
+fault was found, and an unchanged run that fails at any cut is a false alarm. The ten published seeds are references;
+each of them is judged against the other nine as well. Written: verdicts.json and verdicts.md in the folder `--to`.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from franca.config import to_mapping
+from reproduce.judging import find_files, load_run_spec
+from reproduce.lineage import History, load_history, make_lineage
+from reproduce.log_head import Head
+from reproduce.verdict import judge
+
+ROW = "digits"
+REFERENCES = "logfiles/digits/seed-*"
+UNCHANGED = range(11, 31)
+SEEDS = range(101, 104)
+STEP = 10  # iterations between two looks
+
+FAULTS: dict[str, tuple[str, ...]] = {
+    "learning rate × 2": ("optim.base_lr=0.006",),
+    "learning rate × 1.1": ("optim.base_lr=0.0033",),
+    "learning rate × 1.01": ("optim.base_lr=0.00303",),
+    "warm-up of 50 in place of 100": ("optim.warmup_iterations=50",),
+    "10 % more iterations": ("iterations=660",),
+    "weight decay constant": ("optim.weight_decay_end=0.04",),
+    "teacher's momentum constant": ("teacher.momentum_end=0.95",),
+    "teacher's temperature warmed up": ("teacher.temperature_end=0.07", "teacher.temperature_warmup_iterations=300"),
+    "KoLeo off": ("losses.koleo_weight=0.0",),
+    "Sinkhorn with one iteration": ("losses.sinkhorn_iterations=1",),
+    "one nesting level dropped": ("heads.nesting=[48,96]",),
+    "half of the masks": ("masking.sample_probability=0.25",),
+    "mask ratio to 0.4": ("masking.ratio=[0.1,0.4]",),
+    "smaller local crops": ("crops.local_scale=[0.2,0.5]",),
+    "larger global crops": ("crops.global_scale=[0.9,1.0]",),
+    "three local crops": ("crops.local_number=3",),
+    "everything blurred": ("augment.blur_probability_global_1=0.9", "augment.blur_probability_local=0.9"),
+    "no clipping": ("optim.clip_norm=1000.0",),
+    "half of the batch": ("global_batch=32",),
+    "layer-wise decay 0.8": ("optim.layerwise_decay=0.8",),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run to make: `fault` is empty of an unchanged one."""
+
+    fault: str
+    seed: int
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the verdicts on a run said. `share`: of the run that was needed until a check failed first, by `layer`.
+
+    detected: a check failed somewhere, or the final k-NN accuracy is worse or better. knn_effect: the run's final k-NN
+    accuracy minus the references' mean; knn_detectable: the smallest difference that the verdict says would be seen.
+    """
+
+    fault: str
+    seed: int
+    final: str
+    detected: bool
+    layer: str | None
+    check: str | None
+    share: float | None
+    knn_effect: float | None
+    knn_detectable: float | None
+
+
+def list_trials() -> Iterator[Trial]:
+    """Unchanged seeds and faults in turn, so that whatever is trained first says something of both."""
+    unchanged = [Trial("", seed, ()) for seed in UNCHANGED]
+    faults = [Trial(fault, seed, overrides) for seed in SEEDS for fault, overrides in FAULTS.items()]
+    for place in range(max(len(unchanged), len(faults))):
+        yield from faults[place : place + 1]
+        yield from unchanged[place : place + 1]
+
+
+def train(trial: Trial) -> None:
+    """Train, evaluate and report one run, or take it up where it was cut off."""
+    command = ["nice", "-n", "10", sys.executable, "-m", "reproduce", "run", ROW, *trial.overrides]
+    subprocess.run([*command, f"seed={trial.seed}"], check=False)
+
+
+def load_trial(trial: Trial) -> History | None:
+    """The run as it claims to be, an unchanged one; None where it is not finished."""
+    spec = load_run_spec(ROW, changes=trial.overrides, seed=trial.seed)
+    folder = find_files(spec).folder
+    state = folder / "state.json"
+    if not state.is_file() or json.loads(state.read_text())["state"] != "finished":
+        return None
+    history = load_history(folder)
+    own = load_run_spec(ROW, changes=(), seed=trial.seed)
+    config = {**(history.config or {}), "recipe": to_mapping(own.recipe), "fingerprint": own.fingerprint}
+    return dataclasses.replace(history, config=config, head=Head(), text=None, total=own.recipe.iterations)
+
+
+def cut(history: History, done: int) -> History:
+    """The run as it stood after `done` iterations."""
+    records = [record for record in history.lineage.records if record.iteration < done]
+    knn = {at: point for at, point in history.knn.items() if at <= done}
+    return dataclasses.replace(history, lineage=make_lineage(records), knn=knn, state=None)
+
+
+def judge_trial(history: History, references: Sequence[History], *, fault: str, seed: int) -> Outcome:
+    """Every verdict that watching the run would have given, and the last."""
+    spec = load_run_spec(ROW, changes=(), seed=None)
+    total = spec.recipe.iterations
+    layer = check = share = None
+    for done in range(STEP, total, STEP):
+        failed = [found for found in judge(cut(history, done), references, spec=spec).checks if found.state == "fail"]
+        if failed:
+            layer, check, share = failed[0].layer, failed[0].id, done / total
+            break
+    verdict = judge(history, references, spec=spec)
+    failed = [found for found in verdict.checks if found.state == "fail"]
+    if share is None and failed:
+        layer, check, share = failed[0].layer, failed[0].id, 1.0
+    knn = next((result for result in verdict.metrics if result.name == "knn_top1"), None)
+    return Outcome(
+        fault=fault,
+        seed=seed,
+        final=verdict.outcome,
+        detected=share is not None or verdict.outcome in ("worse", "better", "failed"),
+        layer=layer,
+        check=check,
+        share=share,
+        knn_effect=knn.difference if knn else None,
+        knn_detectable=knn.detectable if knn else None,
+    )
+
+
+def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934), by bisection of the binomial distribution."""
+    tail = (1 - confidence) / 2
+
+    def at_most(count: int, share: float) -> float:
+        return sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(count + 1))
+
+    def solve(holds: Any) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+    lower = 0.0 if successes == 0 else solve(lambda share: 1 - at_most(successes - 1, share) < tail)
+    upper = 1.0 if successes == trials else solve(lambda share: at_most(successes, share) > tail)
+    return lower, upper
+
+
+def summarize(outcomes: Sequence[Outcome], *, planned: int) -> dict[str, Any]:
+    """The counts that the tables show."""
+    alarms: dict[str, Any] = {}
+    for name, chosen in {
+        "new seeds against ten": [item for item in outcomes if not item.fault],
+        "published seeds against nine others": [item for item in outcomes if item.fault == "published"],
+    }.items():
+        wrong = sum(item.detected for item in chosen)
+        alarms[name] = {
+            "runs": len(chosen),
+            "alarms": wrong,
+            "interval": clopper_pearson(wrong, len(chosen)) if chosen else None,
+        }
+    faults = {}
+    for fault in FAULTS:
+        chosen = [item for item in outcomes if item.fault == fault]
+        faults[fault] = {
+            "runs": len(chosen),
+            "detected": sum(item.detected for item in chosen),
+            "by half": sum(item.share is not None and item.share <= 0.5 for item in chosen),
+            "shares": [item.share for item in chosen],
+            "checks": sorted({item.check for item in chosen if item.check}),
+            "knn effects": [item.knn_effect for item in chosen],
+        }
+    missed = [item for item in outcomes if item.fault in FAULTS and not item.detected and item.knn_effect is not None]
+    honest = sum(abs(item.knn_effect or 0) <= (item.knn_detectable or math.inf) for item in missed)
+    return {"planned": planned, "alarms": alarms, "faults": faults, "missed": len(missed), "missed_below_mde": honest}
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The tables as Markdown."""
+    lines = ["| unchanged runs | runs | false alarms | 95 % interval |", "|---|---|---|---|"]
+    for name, row in summary["alarms"].items():
+        interval = "–" if row["interval"] is None else "{:.1%} to {:.1%}".format(*row["interval"])
+        lines.append(f"| {name} | {row['runs']} | {row['alarms']} | {interval} |")
+    lines += ["", "| fault | runs | found | by half | share of the run needed | by |", "|---|---|---|---|---|---|"]
+    for fault, row in summary["faults"].items():
+        if not row["runs"]:
+            lines.append(f"| {fault} | not run | | | | |")
+            continue
+        shares = ", ".join("–" if share is None else f"{share:.1%}" for share in row["shares"])
+        found = (fault, row["runs"], row["detected"], row["by half"], shares, ", ".join(row["checks"]))
+        lines.append(f"| {' | '.join(map(str, found))} |")
+    lines += [
+        "",
+        f"Of {summary['missed']} runs with a fault that was not found, {summary['missed_below_mde']} had a k-NN effect "
+        "below the detectable difference that their verdict printed.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=0, help="train at most so many more runs first")
+    parser.add_argument("--to", type=Path, default=Path("reports"), help="the folder for the tables")
+    options = parser.parse_args()
+    trials = list(list_trials())
+    left = options.train
+    for trial in trials:
+        if left > 0 and load_trial(trial) is None:
+            train(trial)
+            left -= 1
+    references = [load_history(path) for path in sorted(Path.cwd().glob(REFERENCES))]
+    outcomes = []
+    for place, mine in enumerate(references):
+        others = references[:place] + references[place + 1 :]
+        outcomes.append(judge_trial(mine, others, fault="published", seed=mine.seed or 0))
+        print(outcomes[-1], flush=True)
+    for trial in trials:
+        history = load_trial(trial)
+        if history is not None:
+            outcomes.append(judge_trial(history, references, fault=trial.fault, seed=trial.seed))
+            print(outcomes[-1], flush=True)
+    summary = summarize(outcomes, planned=len(trials))
+    options.to.mkdir(parents=True, exist_ok=True)
+    content = {**summary, "outcomes": [dataclasses.asdict(item) for item in outcomes]}
+    (options.to / "verdicts.json").write_text(json.dumps(content, indent=1) + "\n")
+    (options.to / "verdicts.md").write_text(render(summary))
+    print(render(summary))
+
+
+if __name__ == "__main__":
+    main()
