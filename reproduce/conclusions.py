@@ -100,7 +100,7 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
     if outcome == "no reference":
         return _say_nothing_compared(grounds)
     if outcome == "on track":
-        return f"{_say_progress(grounds)}, nothing so far differs from {grounds.ground}."
+        return _say_on_track(grounds)
     if outcome == "variant":
         differs = " ".join(check.finding for check in grounds.checks if check.layer == "L0" and check.state == "warn")
         rest = f"It fails at {_say_failures(grounds)}" if grounds.failed else f"No check fails. {_say_results(grounds)}"
@@ -134,6 +134,15 @@ def _say_progress(grounds: Grounds) -> str:
     total = grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0)
     share = 100 * (grounds.progress or 0)
     return f"At {share:.3g} % ({grounds.mine.done:,}{f' of {total:,}' if total else ''} iterations)"
+
+
+def _say_on_track(grounds: Grounds) -> str:
+    """No check fails so far; but a k-NN accuracy that is outside its margin is said, whether or not it is chance."""
+    knn = grounds.knn
+    outside = knn is not None and knn.iteration and knn.low is not None and _where(knn) != "lies inside"
+    if not outside or knn is None or knn.difference is None or abs(knn.difference) <= (knn.margin or 0):
+        return f"{_say_progress(grounds)}, nothing so far differs from {grounds.ground}."
+    return f"{_say_progress(grounds)}, no check fails. {_say_results(grounds)}{_say_not_shown(grounds)}"
 
 
 def _say_not_shown(grounds: Grounds) -> str:
@@ -219,7 +228,7 @@ def _say_detectable(grounds: Grounds) -> list[str]:
 
 
 def _say_knn(grounds: Grounds) -> str:
-    if grounds.knn is None:
+    if grounds.knn is None or not grounds.knn.iteration:
         return "How good the features are: no k-NN accuracy was compared."
     if grounds.finished and not _at_the_end(grounds):
         return "The final k-NN accuracy: the run's end was not evaluated."
@@ -231,7 +240,10 @@ def _say_forecast(grounds: Grounds) -> str:
     if grounds.finished or not grounds.progress or not grounds.mine.lineage.records:
         return ""
     share = math.exp(math.log(grounds.progress) / LOG_TIME_CORRELATION)
-    return f"The rest of the run: of a deviation seen now, {100 * share:.0f} % is to be expected at the end."
+    return (
+        "The rest of the run: its first part can prove it off, and never right; of a deviation seen now, "
+        f"{100 * share:.0f} % is to be expected at the end."
+    )
 
 
 def _say_twin(grounds: Grounds) -> str:

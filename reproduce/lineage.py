@@ -83,8 +83,14 @@ class History:
 
     @property
     def done(self) -> int:
-        """Iterations done, by the log."""
-        return self.lineage.records[-1].iteration + 1 if self.lineage.records else 0
+        """Iterations done, by the log; by state.json, where the newest of them are not in the log yet."""
+        records = self.lineage.records
+        if not records:
+            return 0
+        logged = records[-1].iteration + 1
+        said = (self.state or {}).get("iteration")
+        rise = records[-1].iteration - records[-2].iteration if len(records) > 1 else LOG_PERIOD
+        return said if isinstance(said, int) and logged <= said < logged + rise else logged
 
 
 def make_lineage(records: Sequence[Record], *, path: str = "") -> Lineage:

@@ -151,7 +151,7 @@ def test_wander_band_equals_naive_formula() -> None:
     )
     for block in range(12):
         variance = sum(float(wander_variance(references)[run, 0, block]) for run in range(2)) / 2
-        expected = math.sqrt(1.6**2 * variance * 1.5 + 2 * 0.3**2 / 4 + 0.4**2)
+        expected = math.sqrt(2.6**2 * variance * 1.5 + 2 * 0.3**2 / 4 + 0.4**2)
         assert limits.scale[0, block] == pytest.approx(expected)
         assert limits.center[0, block] == pytest.approx(references[:, 0, block].mean())
 

@@ -135,6 +135,42 @@ def test_unfinished_run_is_on_track_or_not() -> None:
     assert off.outcome == "failed"
 
 
+def test_first_part_says_how_far_it_came_and_what_it_cannot_prove() -> None:
+    """A run that stopped between two lines is as far as its state says; it can be proven off, and never right."""
+    mine = dataclasses.replace(make_history(simulate(50), done=60), state={"state": "paused", "iteration": 60})
+    verdict = judge(mine, REFERENCES)
+    assert (verdict.outcome, verdict.done, verdict.progress) == ("on track", 60, 0.1)
+    assert "At 10 % (60 of 600 iterations)" in verdict.sentence
+    assert any("can prove it off, and never right" in sentence for sentence in verdict.cannot_conclude)
+    stale = dataclasses.replace(mine, state={"state": "running", "iteration": 20})
+    assert judge(stale, REFERENCES).done == 51
+
+
+def test_random_weights_are_no_result() -> None:
+    """Before the first evaluation k-NN is that of random weights: named so, and of no consequence."""
+    mine = dataclasses.replace(make_history(simulate(50), done=60), knn={0: {10: 80.0}})
+    verdict = judge(mine, REFERENCES)
+    (knn,) = (result for result in verdict.metrics if result.name == "knn_top1")
+    assert (knn.state, knn.iteration) == ("unknown", 0)
+    assert knn.title.endswith("of random weights")
+    assert "k-NN" not in verdict.sentence
+    assert any(sentence.startswith("How good the features are") for sentence in verdict.cannot_conclude)
+
+
+def test_first_part_outside_the_margin_is_said() -> None:
+    """A k-NN accuracy that differs by more than the margin, if not significantly, is in the sentence of a prefix."""
+    history = make_history(simulate(50), done=300)
+    center = np.mean([run.knn[200][10] for run in REFERENCES])
+    verdict = judge(with_knn_at(history, 200, float(center) - 0.7), REFERENCES)
+    assert verdict.outcome == "on track"
+    assert "0.70 points below the mean of 10 reference runs" in verdict.sentence
+    assert "Neither equality nor" in verdict.sentence or "Equality is not shown" in verdict.sentence
+
+
+def with_knn_at(history: History, done: int, accuracy: float) -> History:
+    return dataclasses.replace(history, knn={0: history.knn[0], done: {10: accuracy}})
+
+
 def test_without_references() -> None:
     """What can be judged alone is; nothing more is claimed, and the exit code says that it is not enough."""
     verdict = judge(make_history(simulate(50)), [], spec=SPEC)
@@ -304,3 +340,11 @@ def test_false_alarms_of_whole_verdicts() -> None:
                 alarms[check.layer] = alarms.get(check.layer, 0) + 1
     assert not alarms.keys() & {"L0", "L2", "L3"}
     assert sum(alarms.values()) / sets <= 0.01 + 3 * (0.01 / sets) ** 0.5, alarms
+
+
+def test_seeds_of_one_recipe_never_part_against_one_reference() -> None:
+    """Of ten published seeds of one recipe, each held against each other alone, none is worse, better or failed."""
+    folders = sorted((Path(__file__).parents[1] / "logfiles" / "digits").iterdir())
+    runs = [load_history(folder) for folder in folders]
+    outcomes = [judge(mine, [other]).outcome for mine in runs for other in runs if mine is not other]
+    assert outcomes == ["consistent"] * 90

@@ -63,11 +63,16 @@ def _against_runs(band: KnnBand, *, metric: Metric | None, margin: float) -> Met
         done, last = int(band.done[place]), int(band.done[-1])
         notes.append(f"k-NN is compared after {done:,} of {last:,} iterations, not later.")
     difference = float(band.mine[place] - band.limits.center[0, place])
+    trained = bool(band.done[place])
+    if not trained:
+        notes.append("k-NN is that of random weights: the run has not come to an evaluation yet.")
+    title = metric.label if metric else f"k-NN top-1, k = {band.k}"
+    state = _state(difference, low, high, reach=reach, margin=margin, higher_is_better=True)
     return MetricResult(
         name=KNN,
-        title=metric.label if metric else f"k-NN top-1, k = {band.k}",
+        title=title if trained else f"{title}, of random weights",
         unit="%",
-        state=_state(difference, low, high, reach=reach, margin=margin, higher_is_better=True),
+        state=state if trained else "unknown",
         iteration=int(band.done[place]),
         mine=float(band.mine[place]),
         target=metric.target if metric else None,
