@@ -7,10 +7,12 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PACKAGES = ("franca", "reproduce")
+ORIGIN = "git.txt"
 LEFT_OUT = ("__pycache__", "*.pyc")
 DIGITS = 12
 
@@ -24,6 +26,7 @@ def take_snapshot(folder: Path) -> Path:
             copy = draft / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        (draft / ORIGIN).write_text(_describe_origin() + "\n")
         try:
             draft.rename(target)
         except OSError:  # another harness was faster
@@ -45,6 +48,20 @@ def snapshot_environment(snapshot: Path, environment: Mapping[str, str]) -> dict
     """The variables with which Python imports the copy: neither the working directory nor an install comes first."""
     path = os.pathsep.join(filter(None, (str(snapshot), environment.get("PYTHONPATH"))))
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}
+
+
+def _describe_origin() -> str:
+    """The commit of the checkout that the code is in, in the words of DINOv2's log, as the trainer prints them."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    if shutil.which("git") is None or not (sha := git("rev-parse", "HEAD")):
+        return "sha: N/A, status: clean, branch: N/A"
+    status = "has uncommitted changes" if git("status", "--porcelain") else "clean"
+    return f"sha: {sha}, status: {status}, branch: {git('rev-parse', '--abbrev-ref', 'HEAD')}"
 
 
 def _files() -> Iterator[tuple[Path, Path]]:

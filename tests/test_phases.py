@@ -1,6 +1,7 @@
 """Training and evaluating as a person meets them: real trainers, stopped, killed, broken and taken up again."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -85,6 +86,23 @@ def test_run_is_trained_evaluated_and_then_left_alone(tmp_path: Path) -> None:
     assert evaluate(resolved, screen=screen) == result
     assert {path: path.stat().st_mtime_ns for path in resolved.folder.rglob("*")} == before
     assert len(read_provenance(resolved.folder)["launches"]) == 1
+
+
+def test_run_is_shared_by_processes_of_this_machine(tmp_path: Path) -> None:
+    """Two processes train one run through the local executor, and it is evaluated like any other."""
+    resolved = make_resolved(tmp_path / "run", processes=2, batch_per_process=4)
+    resolved = dataclasses.replace(resolved, tasks_per_node=2)
+    assert train(resolved, command=COMMAND, screen=Notes()).state == "finished"
+    assert json.loads((resolved.folder / "environment.json").read_text())["processes"] == 2
+    assert evaluate(resolved, screen=Notes()) is not None
+
+
+def test_log_names_the_commit_of_its_code(tmp_path: Path) -> None:
+    """A launch's log tells of the commit that its copy of the code was taken from, wherever the copy lies."""
+    resolved = make_resolved(tmp_path / "run", until_iteration=1)
+    train(resolved, command=COMMAND, screen=Notes())
+    sha = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert f"sha: {sha or 'N/A'}, status: " in (resolved.folder / "log.txt").read_text()
 
 
 def test_prefix_is_continued_to_the_end(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from franca.evaluate.knn import replace_file
 from franca.train.metrics import LOG
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)  # submitit's time-out, SLURM's preemption, Ctrl-C
+ORIGIN = "git.txt"  # beside a copy of the code: where it was taken from
 PACKAGES = ("jaxtyping", "numpy", "pillow", "safetensors", "scikit-learn", "scipy", "torch", "xformers")
 
 
@@ -130,7 +131,10 @@ def log_head(config: TrainConfig) -> None:
 
 
 def _describe_git() -> str:
-    """Commit and branch of the checkout that this file is in, in the words of DINOv2's log."""
+    """Commit and branch of the checkout that this file is in, or was copied from, in the words of DINOv2's log."""
+    origin = Path(__file__).parents[2] / ORIGIN
+    if origin.is_file():
+        return origin.read_text().strip()
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
