@@ -1,6 +1,7 @@
 """The code of a job: what is copied, and that the copy is what runs."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_later_edit_does_not_reach_a_snapshot(tmp_path: Path) -> None:
     changed.mkdir()
     (first / "franca").rename(changed / "franca")
     (first / "reproduce").rename(changed / "reproduce")
-    first.rmdir()
+    shutil.rmtree(first)
     with (changed / "franca" / "config.py").open("a") as file:
         file.write("# edited\n")
     script = (
