@@ -150,9 +150,11 @@ def _make_cause(account: dict[str, Any]) -> Cause:
 def _load_accounts(folder: Path, *, since: float) -> Iterator[dict[str, Any]]:
     """What the processes of this start left; the room of one that did not fail is blank."""
     for path in sorted(folder.glob("failures/rank_*.json")):
-        text = path.read_text().strip()
-        account = json.loads(text) if text.endswith("}") else None
-        if account and float(account["time"]) >= since:
+        try:
+            account = json.loads(path.read_text())
+        except ValueError:  # blank, or being written
+            continue
+        if float(account["time"]) >= since:
             yield account
 
 

@@ -86,6 +86,14 @@ def test_older_failure_is_not_this_ones(tmp_path: Path) -> None:
     assert find_cause(tmp_path / "run", job=job) is None
 
 
+@pytest.mark.parametrize("text", ["", " " * 16384, '{"time": 9e9, "rank": 0, "type": "Val' + " " * 16000])
+def test_account_that_is_not_whole_is_none(text: str, tmp_path: Path) -> None:
+    """Blank room, or an account that is just being written, hides nothing and breaks nothing."""
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "rank_0.json").write_text(text)
+    assert find_cause(tmp_path, job=Job("local", "7", tmp_path)) is None
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of one megabyte."""
