@@ -171,6 +171,8 @@ def _say_failures(grounds: Grounds) -> str:
 def _say_results(grounds: Grounds) -> str:
     """The deciding result: k-NN, or the losses where there is no k-NN."""
     knn = grounds.knn
+    if knn is not None and not knn.iteration:
+        knn = None  # random weights are no result
     if knn is not None and knn.mine is not None and knn.difference is not None and knn.margin is not None:
         side = "above" if knn.difference >= 0 else "below"
         basis = "the published value" if knn.basis == "published value" else f"the {knn.basis}"
@@ -218,7 +220,7 @@ def _say_references(grounds: Grounds) -> list[str]:
 def _say_detectable(grounds: Grounds) -> list[str]:
     found = []
     knn = grounds.knn
-    if knn is not None and knn.detectable is not None:
+    if knn is not None and knn.iteration and knn.detectable is not None:
         found.append(f"A k-NN difference below {knn.detectable:.2g} points would not have been seen.")
     shares = detectable_shares(grounds.bands) if grounds.bands else {}
     if shares:
