@@ -145,3 +145,40 @@ def test_few_archives_stay_open(tmp_path: Path) -> None:
         assert count_open() - before <= OPEN_FILES
     del archives
     assert count_open() == before
+
+
+def hostile_header(*, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header block whose size field is as given and whose checksum is right."""
+    block = bytearray(512)
+    block[:5], block[124:136], block[156:157], block[257:263] = b"a.jpg", size.ljust(12, b"\0"), kind, b"ustar\0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        b"0 path=x\n",
+        b"-9 path=x\n",
+        b"abc path=x\n",
+        b" path=x\n",
+        b"12 size=abc\n",
+        b"15 size=-1536\n",
+        b"99 path=x\n",
+    ],
+)
+def test_pax_records_that_are_none_end_an_archive(tmp_path: Path, records: bytes) -> None:
+    """A length of zero or a negative size would be read for ever, other nonsense would end the index of all."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(hostile_header(size=b"%011o" % len(records), kind=b"x") + records.ljust(512, b"\0") + bytes(1024))
+    assert scan_archive(str(path)) == ([], ["byte 0: pax records that cannot be read"])
+
+
+def test_negative_size_ends_an_archive(tmp_path: Path) -> None:
+    """It leads back to the header that states it."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(hostile_header(size=b"-0000001000") + bytes(1536))
+    members, problems = scan_archive(str(path))
+    assert not members
+    assert problems == ["byte 0: not a tar header, 2,048 bytes from here on are lost"]

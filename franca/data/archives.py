@@ -4,6 +4,7 @@ Names in an archive are only for people: no path is made of them, so one that cl
 """
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ KINDS = {
     SPARSE: "a sparse file",
 }
 COMPANIONS = (".txt", ".json")  # of an image in img2dataset's shards
+# A length in decimal digits, a space, a key and "="; the length counts all of it, its value and the final newline.
+PAX_RECORD = re.compile(rb"(\d{1,19}) ([^=]*)=")
+PAX_SIZE = re.compile(rb"\d{1,19}")  # of 64 bits
 OPEN_FILES = 128  # per worker; a process may usually hold 1,024
 
 
@@ -191,24 +195,31 @@ def _parse_extension(header: Header, content: bytes, *, offset: int) -> dict[str
     said: dict[str, Any] = {}
     position = 0
     while header.kind == b"x" and position < len(content):
-        length, _, _ = content[position : position + 20].partition(b" ")
-        record = content[position + len(length) + 1 : position + int(length or b"0") - 1]
-        key, separator, value = record.partition(b"=")
-        if not separator:
+        record = PAX_RECORD.match(content, position)
+        end = position + int(record[1]) if record else 0
+        if record is None or end <= record.end() or end > len(content):
             raise _DamagedArchive(f"byte {offset}: pax records that cannot be read")
-        position += int(length)
+        key, value = record[2], content[record.end() : end - 1]
+        position = end
         if key.startswith(b"GNU.sparse"):
             said["kind"] = SPARSE
-        elif key in (b"path", b"size"):
-            said[key.decode()] = int(value) if key == b"size" else value
+        elif key == b"path":
+            said["path"] = value
+        elif key == b"size":
+            if not PAX_SIZE.fullmatch(value):
+                raise _DamagedArchive(f"byte {offset}: pax records that cannot be read")
+            said["size"] = int(value)
     return said
 
 
 def _parse_number(digits: bytes) -> int:
-    """A number of a header: octal digits, or GNU's binary form. Raises `ValueError`."""
+    """A number of a header, never negative: octal digits, or GNU's binary form. Raises `ValueError`."""
     if digits[0] == 0o200:
         return int.from_bytes(digits[1:], "big")
-    return int(digits.split(b"\0")[0].strip() or b"0", 8)
+    number = int(digits.split(b"\0")[0].strip() or b"0", 8)
+    if number < 0:
+        raise ValueError(f"{number} bytes")  # would lead back to an earlier header, for ever
+    return number
 
 
 def _padded(offset: int) -> int:
