@@ -5,14 +5,18 @@ import functools
 import itertools
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from recipes import make_recipe
 from scipy import stats
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from franca.config import Quirks
 from franca.data.augment import (
@@ -27,6 +31,7 @@ from franca.data.augment import (
     draw_view,
     multi_crop,
     normalize,
+    normalize_batch,
     render_view,
 )
 
@@ -286,3 +291,25 @@ def test_multi_crop_gives_two_global_and_the_local_crops() -> None:
     assert len({x.tobytes() for group in first for x in group}) == 6
     assert all((x == y).all() for x, y in zip([*first[0], *first[1]], [*again[0], *again[1]], strict=True))
     assert all((x != y).any() for x, y in zip([*first[0], *first[1]], [*other[0], *other[1]], strict=True))
+
+
+class DevicesOfCopies(TorchDispatchMode):
+    """From where tensors are copied while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "copy" in str(func):
+            self.sources += [value.device.type for value in args if isinstance(value, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_copies_no_normalization_to_its_device() -> None:
+    """Mean and spread go there once: a copy from pageable memory waits for all that the device has to do."""
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8, device="meta")
+    normalize_batch(pixels, data=RECIPE.data)
+    with DevicesOfCopies() as copies:
+        normalize_batch(pixels, data=RECIPE.data)
+    assert copies.sources == ["meta"]

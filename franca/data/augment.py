@@ -138,7 +138,7 @@ def normalize(pixels: NDArray[np.uint8], *, data: Data) -> NDArray[np.float32]:
 
 def normalize_batch(pixels: UInt8[Tensor, "b 3 h w"], *, data: Data) -> Float32[Tensor, "b 3 h w"]:
     """The same numbers for a batch, channels first, where it lies."""
-    scale, shift = (torch.from_numpy(x)[:, None, None].to(pixels.device) for x in _normalization(data.mean, data.std))
+    scale, shift = _normalization_on(pixels.device, data.mean, data.std)
     return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
@@ -203,3 +203,10 @@ def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[NDA
     """Scale and shift per channel that turn a byte into its normalized value."""
     spread = np.array(std)
     return (1 / (255 * spread)).astype(np.float32), (-np.array(mean) / spread).astype(np.float32)
+
+
+@functools.lru_cache
+def _normalization_on(device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """The same as tensors [3, 1, 1]. Kept there: each copy from pageable memory would wait for the device's work."""
+    scale, shift = (torch.from_numpy(x)[:, None, None].to(device) for x in _normalization(mean, std))
+    return scale, shift

@@ -42,7 +42,8 @@ def update_centers(centers: Levels, parts: Sequence[Part], *, momentum: float = 
         rows += len(levels[0])
         for total, level in zip(totals, levels, strict=True):
             total += level.sum(0, dtype=total.dtype)
-    count = all_reduce_sum(torch.tensor(float(rows), device=centers[0].device))
+    # Filled there: torch.tensor would copy from pageable memory, and so wait for the device's work
+    count = all_reduce_sum(torch.full((), float(rows), device=centers[0].device))
     means = [all_reduce_sum(total) / count.clamp(min=1) for total in totals]
     return [
         torch.where(count > 0, center.lerp(mean, 1 - momentum), center)
