@@ -1,7 +1,9 @@
 """Whatever bytes claim to be an image become RGB pixels or a line that names them and says why not."""
 
 import io
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hostile_images import encode, make_photo, readable_images, unreadable_image
 from PIL import Image
 
 from franca.data.errors import UnreadableImageError
-from franca.data.images import decode_image
+from franca.data.images import decode_image, read_image
 
 READABLE, UNREADABLE = readable_images(), unreadable_images()
 
@@ -55,3 +57,16 @@ def test_common_modes_have_pillows_pixels() -> None:
     for name in ("plain.jpg", "gray.jpg", "cmyk.jpg", "progressive.jpg", "palette.png", "rgba.png", "bilevel.png"):
         expected = Image.open(io.BytesIO(READABLE[name])).convert("RGB")
         assert decode_image(READABLE[name], name=name).tobytes() == expected.tobytes()
+
+
+def test_name_of_any_bytes_is_said_in_one_line_of_text(tmp_path: Path) -> None:
+    """It goes to the log and to unreadable.txt, which hold lines of UTF-8: the run must not end over a name."""
+    path = os.fsencode(tmp_path) + b"/\xe9\n.jpg"
+    Path(os.fsdecode(path)).write_bytes(b"no image")
+    for name in (path, path + b".absent"):
+        with pytest.raises(UnreadableImageError) as raised:
+            read_image(os.fsdecode(name))
+        said = str(raised.value)
+        assert "\\xe9" in said
+        assert said.isprintable()
+        said.encode()

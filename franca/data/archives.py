@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from franca.data.errors import UnreadableImageError
-from franca.data.images import BYTES_MAX, SUFFIXES
+from franca.data.images import BYTES_MAX, SUFFIXES, printable
 
 Read = Callable[[int, int], bytes]  # (size, offset): fewer bytes at the end of the file
 
@@ -224,12 +224,6 @@ def _parse_number(digits: bytes) -> int:
 
 def _padded(offset: int) -> int:
     return -(-offset // BLOCK) * BLOCK
-
-
-def printable(name: bytes) -> str:
-    """A name of any bytes as one line of text."""
-    text = name.decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _DamagedArchive(Exception):  # noqa: N818 - a way out of the walk, not an error of the user's

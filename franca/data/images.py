@@ -4,6 +4,7 @@ Nothing here makes an image up: what cannot be decoded whole is an `UnreadableIm
 """
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -21,12 +22,13 @@ BYTES_MAX = 1 << 30  # of an encoded image; what is larger is something else and
 
 def read_image(path: str) -> Image.Image:
     """The image file at `path` as RGB. Raises `UnreadableImageError`."""
+    name = printable(os.fsencode(path))
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a hot path
             content = file.read(BYTES_MAX)
     except OSError as error:
-        raise UnreadableImageError(f"{path}: {error.strerror}") from error
-    return decode_image(content, name=path)
+        raise UnreadableImageError(f"{name}: {error.strerror}") from error
+    return decode_image(content, name=name)
 
 
 def decode_image(content: bytes, *, name: str) -> Image.Image:
@@ -61,3 +63,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of 32 bits (mode {image.mode}), whose range is not known")
     return image.convert("RGB")
+
+
+def printable(name: bytes) -> str:
+    """A name of any bytes as one line of text."""
+    text = name.decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else ascii(text)[1:-1]
