@@ -258,6 +258,21 @@ def test_augmentation_depends_on_the_place_alone() -> None:
     assert not torch.equal(other.images, again.images)
 
 
+def read_in_workers() -> list[torch.Tensor]:
+    """The images of two batches of eight that this process reads, in a worker."""
+    config = dataclasses.replace(CONFIG, execution=dataclasses.replace(CONFIG.execution, workers=1))
+    train, _ = load_evaluation_sets(config)
+    batches = [np.arange(8), np.arange(8, 16)]
+    return [batch.images for batch in augmented_batches(train, batches, first=0, config=config, seed=1)]
+
+
+def test_workers_read_the_part_of_their_process(tmp_path: Path) -> None:
+    """A worker is in no group of processes: each of two would read, and train on, whole batches."""
+    expected = read_in_workers()
+    for rank, found in enumerate(run_processes(read_in_workers, processes=2, folder=tmp_path)):
+        torch.testing.assert_close(found, [batch[rank::2] for batch in expected], rtol=0, atol=0)
+
+
 @given(seed=st.integers(0, 999))
 def test_crops_are_parts_of_the_image_and_half_are_mirrored(seed: int) -> None:
     """On a slope in both directions a crop rises from its top and, but for mirrored ones, from its left."""

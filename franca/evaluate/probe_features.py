@@ -139,17 +139,19 @@ def augmented_batches(
     `first` is the number of the first batch: what is drawn depends on the batch, the place in it and the seed alone.
     """
     recipe = config.recipe
-    read = functools.partial(_read_augmented, dataset, recipe.data, recipe.crops.global_px, seed)
+    share = slice(rank(), None, world_size())  # here: a worker that reads belongs to no group of processes
+    read = functools.partial(_read_augmented, dataset, recipe.data, recipe.crops.global_px, seed, share)
     arguments = list(enumerate(batches, start=first))
     return prefetch(read, arguments, workers=config.execution.workers if len(batches) > 1 else 0)
 
 
 def _read_augmented(
-    dataset: Dataset, data: Data, px: int, seed: int, request: tuple[int, NDArray[np.int64]]
+    dataset: Dataset, data: Data, px: int, seed: int, share: slice, request: tuple[int, NDArray[np.int64]]
 ) -> AugmentedBatch:
+    """The places `share` of a batch."""
     number, indices = request
     pixels, labels, unreadable = [], [], []
-    for place in range(rank(), len(indices), world_size()):
+    for place in range(len(indices))[share]:
         try:
             image, label = dataset.read(int(indices[place]))
         except UnreadableImageError as error:
