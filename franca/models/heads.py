@@ -44,7 +44,9 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n _"], ...]:
         """The logits of each level, narrowest first."""
-        return self.classify(self.bottlenecks(x))
+        # The class's own: what spreads a head over processes wraps both steps, and would gather the head for each
+        own = type(self)
+        return own.classify(self, own.bottlenecks(self, x))
 
     def bottlenecks(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n b"], ...]:
         """The first step, of unit length unless the head is of the quirk `head_unnormalized`."""
