@@ -46,6 +46,7 @@ def plan_memory(recipe: Recipe, execution: Execution, *, recompute: bool | None 
     count = count_parameters(recipe)
     frozen = count_parameters(teacher_recipe(recipe)).trainable if recipe.frozen_teacher else 0
     share = -(-FULL * count.trainable // shards)
+    added_up = execution.accumulation > 1  # gradients of earlier parts stay whole until the last one's are reduced
     width = BYTES[recipe.precision.backbone] if execution.device == "cuda" else FULL
     head_width = BYTES[recipe.precision.heads] if execution.device == "cuda" else FULL
     block = width * block_parameters(recipe.model)
@@ -53,7 +54,7 @@ def plan_memory(recipe: Recipe, execution: Execution, *, recompute: bool | None 
     gathered = max(GATHERED_BLOCKS * block, heads) if spread else width * count.backbone if width < FULL else 0
     return Memory(
         parameters=share,
-        gradients=share,
+        gradients=FULL * count.trainable if added_up else share,
         optimizer=2 * share,
         teachers=share + -(-FULL * frozen // shards),
         gathered=gathered,

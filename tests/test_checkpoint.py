@@ -315,7 +315,7 @@ def test_renamed_checkpoint_is_not_taken_for_another(tmp_path: Path, caplog: pyt
 
 
 def test_damaged_checkpoints_make_room_for_the_new_ones(tmp_path: Path) -> None:
-    """What a run has passed over does not count among the newest: the new checkpoint stays, the damaged ones go."""
+    """What a run has passed over does not count among the newest: it loses its name, and the new checkpoint stays."""
     config = dataclasses.replace(CONFIG, execution=dataclasses.replace(CONFIG.execution, checkpoints_kept=1))
     run = Run(1)
     for done in (10, 20):
@@ -323,10 +323,34 @@ def test_damaged_checkpoints_make_room_for_the_new_ones(tmp_path: Path) -> None:
     truncate(tmp_path / "checkpoints" / "000020" / "checkpoint.json")
     assert run.load(tmp_path) is not None
     run.save(tmp_path, done=15, config=config)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000015"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".000020.damaged", "000015"]
     truncate(tmp_path / "checkpoints" / "000015" / "checkpoint.json")
     run.save(tmp_path, done=15, config=config)
     assert read_manifest(tmp_path / "checkpoints" / "000015")["iteration"] == 15
+
+
+def test_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    """Days of training are not thrown away in silence: the message says how to begin anew."""
+    run = Run(1)
+    run.save(tmp_path, done=10)
+    truncate(tmp_path / "checkpoints" / "000010" / "checkpoint.json")
+    with pytest.raises(CheckpointError, match="holds no good checkpoint; move it away to begin anew"):
+        run.load(tmp_path)
+
+
+def test_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the file system fails, an older checkpoint is no substitute: the run waits to be started again."""
+    run = Run(1)
+    for done in (10, 20):
+        run.save(tmp_path, done=done)
+    (shard,) = (tmp_path / "checkpoints" / "000020").glob("*.safetensors")
+    shard.unlink()
+    shard.mkdir()  # reading it is an error of the system, as of a stale handle
+    with pytest.raises(CheckpointError, match="cannot be read now; start again when its file system answers"):
+        run.load(tmp_path)
+    assert "a checkpoint cannot be read" in caplog.text
 
 
 def test_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:

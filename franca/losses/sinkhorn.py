@@ -56,6 +56,9 @@ def sinkhorn_parts(
     first division, k and n cancel and are left out. The first iteration works on logarithms: after it each row sums to
     one and each column to 1 / k or more, so no finite logits can overflow or vanish.
     """
+    if len(parts) == 1:
+        logits = parts[0]()
+        parts = [lambda: logits]
     exponents = [functools.partial(_exponents, part, temperature) for part in parts]
     offsets = _unscaled_offsets(exponents) if unscaled else _offsets(exponents)
     rows = [functools.partial(_first_rows, part, offsets) for part in exponents]

@@ -74,11 +74,14 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {"sdpa": sdpa, "xformers": xformers
 PREFERRED = ("varlen", "xformers", "sdpa")
 
 
-def choose_backend(asked: Backend, *, device: torch.device, dtype: torch.dtype) -> str:
+def choose_backend(asked: Backend, *, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> str:
     """The backend to use: the one asked for, or for `auto` the first of `PREFERRED` that computes `dtype` on `device`.
 
-    Raises `ConfigError` on one that does not.
+    In compiled blocks `auto` is grouped SDPA: torch.compile would make the others' bounds anew in every block. Raises
+    `ConfigError` on one that does not work.
     """
+    if asked == "auto" and compiled:
+        return "sdpa"
     if asked == "auto":
         return next(name for name in PREFERRED if _works(name, device=device, dtype=dtype))
     if not _works(asked, device=device, dtype=dtype):

@@ -35,6 +35,7 @@ from franca.train.tensor_file import Kind, write_tensor_file
 
 NAME = re.compile(r"\d{6,}")
 MANIFEST = "checkpoint.json"
+NONE, UNREADABLE, DAMAGED = -1, -2, -3  # in place of the iterations of a checkpoint
 OFFSETS = "DCP_SHARDING_INFO"  # where `HuggingFaceStorageReader` looks for a shard's place in its tensor
 
 
@@ -204,13 +205,14 @@ class _Writer(StorageWriter):
         self._clear()
 
     def _clear(self) -> None:
-        """Keep the newest ones up to this; later ones were damaged, or this run would have begun from them."""
+        """Keep the newest ones up to this. Later ones were damaged when this run began: they lose their place only."""
         found = list_checkpoints(self.folder)
-        kept = found[found.index(self.final) :][: self.kept]
-        for path in found:
+        place = found.index(self.final)
+        for path in found[:place]:
+            path.rename(path.with_name(f".{path.name}.damaged"))
+        for path in found[place + self.kept :]:
             try:
-                if path not in kept:
-                    _drop(path)
+                _drop(path)
             except OSError as error:
                 LOG.warning("an old checkpoint could not be removed: %s", error)
 
@@ -221,11 +223,16 @@ def load_newest_checkpoint(
     """Fill model and optimizer from the newest good checkpoint. Returns its iteration and progress; None without one.
 
     A damaged one is named in a warning and passed over. Raises `ConfigError` where one belongs to another recipe, and
-    `CheckpointError` where it lacks a tensor of this model.
+    `CheckpointError` where it lacks a tensor of this model, where one cannot be read now, and where all are damaged:
+    a run that has come far is not begun anew without being asked.
     """
     done = int(all_reduce_sum(torch.tensor(_choose(folder) if rank() == 0 else 0)))
-    if done < 0:
+    if done == NONE:
         return None
+    if done == UNREADABLE:
+        raise CheckpointError(f"{folder / 'checkpoints'} cannot be read now; start again when its file system answers")
+    if done == DAMAGED:
+        raise CheckpointError(f"{folder / 'checkpoints'} holds no good checkpoint; move it away to begin anew")
     path = folder / "checkpoints" / f"{done:06d}"
     manifest = json.loads((path / MANIFEST).read_text())
     written = manifest["fingerprint"], manifest["seed"]
@@ -253,7 +260,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself. Raises `CheckpointError` where a file is missing, foreign or altered."""
+    """What a checkpoint says of itself. Raises `CheckpointError` where a file is missing, foreign or altered.
+
+    Raises `OSError` where one is there and cannot be read, which is no damage.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, digest in manifest["files"].items():
@@ -266,7 +276,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} was renamed: it holds the state after {manifest['iteration']} iterations")
     except CheckpointError:
         raise
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, FileNotFoundError, KeyError, NotADirectoryError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {type(error).__name__}: {error}") from error
     return manifest
 
@@ -294,13 +304,17 @@ def _list_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _choose(folder: Path) -> int:
-    """The iterations of the newest good checkpoint, -1 where there is none."""
-    for path in list_checkpoints(folder):
+    """The iterations of the newest good checkpoint; without one, which of `NONE`, `UNREADABLE` and `DAMAGED` it is."""
+    found = list_checkpoints(folder)
+    for path in found:
         try:
             return int(read_manifest(path)["iteration"])
         except CheckpointError as error:
             LOG.warning("passing over a damaged checkpoint: %s", error)
-    return -1
+        except OSError as error:
+            LOG.error("a checkpoint cannot be read: %s", error)
+            return UNREADABLE
+    return DAMAGED if found else NONE
 
 
 def _explain(failure: CheckpointException, what: str) -> CheckpointError:

@@ -22,13 +22,14 @@ def make_model(config: TrainConfig, *, device: torch.device, generator: torch.Ge
     """
     precision = config.recipe.precision.backbone
     dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
-    backend = choose_backend(config.execution.attention, device=device, dtype=dtype)
+    execution = config.execution
+    backend = choose_backend(execution.attention, device=device, dtype=dtype, compiled=execution.compile)
     LOG.info("attention: %s", backend)
     with torch.device("meta"):
-        model = SelfDistillation(config.recipe, attention=backend, recompute=config.execution.activation_checkpointing)
-    if config.execution.compile:
+        model = SelfDistillation(config.recipe, attention=backend, recompute=execution.activation_checkpointing)
+    if execution.compile:
         compile_blocks(model)
-    if world_size() > 1 and config.execution.parallel == "fsdp":
+    if world_size() > 1 and execution.parallel == "fsdp":
         spread(model, config=config, device=device)
     model.to_empty(device=device)
     for tensor in model.state_dict().values():
@@ -38,10 +39,14 @@ def make_model(config: TrainConfig, *, device: torch.device, generator: torch.Ge
 
 
 def wrap(model: SelfDistillation, *, config: TrainConfig) -> nn.Module:
-    """What is called in place of the model: itself, or DDP around it where every process holds it whole."""
+    """What is called in place of the model: itself, or DDP around it where every process holds it whole.
+
+    DDP reduces every gradient as the recipe says of backbones, those of heads too.
+    """
     if world_size() == 1 or config.execution.parallel == "fsdp":
         return model
-    return replicate(model, reduce=DTYPES[config.recipe.precision.reduce])
+    on_cpu = next(model.parameters()).device.type == "cpu"  # which computes in float32
+    return replicate(model, reduce=torch.float32 if on_cpu else DTYPES[config.recipe.precision.reduce])
 
 
 def spread(model: SelfDistillation, *, config: TrainConfig, device: torch.device) -> None:

@@ -102,10 +102,7 @@ def write_environment(folder: Path, *, config: TrainConfig, device: torch.device
     if rank():
         return
     if len(dataset) != config.recipe.data.images:
-        said, here = config.recipe.data.images, len(dataset)
-        LOG.warning(
-            "%s: %d images here, the recipe says %d (%+.1f %%)", dataset.name, here, said, 100 * (here / said - 1)
-        )
+        LOG.warning("%s: %d images here, the recipe says %d", dataset.name, len(dataset), config.recipe.data.images)
     environment = {
         "python": platform.python_version(),
         "torch": torch.__version__,
