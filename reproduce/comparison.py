@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reproduce.axes import Axis, over_axis
-from reproduce.conventions import comparable_columns, is_dinov3, make_comparable
+from reproduce.conventions import comparable_columns, is_dinov3, make_comparable, stay_raw
 from reproduce.curves import LOSSES
 from reproduce.lineage import History
 from reproduce.verdict import Verdict, judge
@@ -41,7 +41,7 @@ def _notes(mine: History, references: Sequence[History], *, columns: Sequence[st
     """What was done to the logs before they were compared, and what was therefore not."""
     runs = (mine, *references)
     notes = []
-    if any(map(is_dinov3, runs)) and not all(map(is_dinov3, runs)):
+    if any(map(is_dinov3, runs)) and not stay_raw(runs):
         notes.append(
             "Whether the raw losses agree: DINOv3's were scaled as DINOv2 logs them, by its own configuration."
         )

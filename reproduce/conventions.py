@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from reproduce.curves import LOSSES, SCHEDULES, TOTAL
 from reproduce.errors import LogError
 from reproduce.lineage import History, Lineage
-from reproduce.log_head import flatten
+from reproduce.log_head import Head, flatten
 from reproduce.records import Record
 
 # How other names call what timm's summary.csv calls so.
@@ -35,7 +35,10 @@ def make_comparable(mine: History, references: Sequence[History]) -> tuple[Histo
     runs = [mine, *references]
     for run in runs:
         require_records(run)
-    if any(is_dinov3(run) for run in runs) and not all(is_dinov3(run) for run in runs):
+    if stay_raw(runs):
+        # Raw among raw is comparable; what is computed of a configuration would be in the other convention.
+        runs = [dataclasses.replace(run, head=Head()) for run in runs]
+    else:
         runs = [in_dinov2_terms(run) if is_dinov3(run) else run for run in runs]
     known = any(metric in run.lineage.records[-1].values for run in runs for metric in LOSSES)
     if not known and len({run.dialect for run in runs}) > 1:
@@ -77,6 +80,11 @@ def require_records(run: History) -> None:
     )
 
 
+def stay_raw(runs: Sequence[History]) -> bool:
+    """Whether all runs are DINOv3's and not all say what it takes to scale them: they are compared as they are."""
+    return all(map(is_dinov3, runs)) and not all(map(_says_its_scales, runs))
+
+
 def is_dinov3(history: History) -> bool:
     return history.dialect.startswith("dinov3")
 
@@ -84,13 +92,13 @@ def is_dinov3(history: History) -> bool:
 def in_dinov2_terms(history: History) -> History:
     """A DINOv3 run with its losses as DINOv2 logs them. Raises `LogError` where its log does not hold what it takes."""
     config = flatten(history.head.config or {})
-    local, koleo = config.get("crops.local_crops_number"), config.get("dino.koleo_loss_weight")
-    if not isinstance(local, int) or local < 1 or not isinstance(koleo, (int, float)):
+    if not _says_its_scales(history):
         raise LogError(
             "logs raw losses, as DINOv3 does, and not the crops and weights to scale them by as DINOv2's logs do",
             path=history.path,
             mend="name its log.txt, which begins with the configuration, or compare it with other logs of DINOv3",
         )
+    local, koleo = config["crops.local_crops_number"], config["dino.koleo_loss_weight"]
     scales = {
         "dino_local_crops_loss": local / (local + 1),
         "dino_global_crops_loss": 1 / (local + 1),
@@ -104,6 +112,12 @@ def in_dinov2_terms(history: History) -> History:
         ghosts=tuple(_scaled(record, scales) for record in lineage.ghosts),
     )
     return dataclasses.replace(history, lineage=scaled)
+
+
+def _says_its_scales(history: History) -> bool:
+    config = flatten(history.head.config or {})
+    local, koleo = config.get("crops.local_crops_number"), config.get("dino.koleo_loss_weight")
+    return isinstance(local, int) and local > 0 and isinstance(koleo, (int, float))
 
 
 def _scaled(record: Record, scales: Mapping[str, float]) -> Record:

@@ -78,6 +78,19 @@ def test_raw_losses_without_their_configuration_are_refused() -> None:
     with pytest.raises(LogError, match="logs raw losses"):
         compare_runs(mine, [make_history(simulate(3))])
     assert compare_runs(mine, [other]).verdict.bands
+    for known in (CONFIG, None):
+        comparison = compare_runs(mine, [in_dinov3_terms(make_history(simulate(2)), config=known)])
+        assert comparison.mine.lineage == mine.lineage
+        assert comparison.references[0].head == Head()
+
+
+def test_dinov3_among_themselves_are_scaled_where_all_say_how() -> None:
+    """So that what is computed of a configuration, such as the losses of random weights, is of one convention."""
+    runs = [make_history(simulate(seed)) for seed in (1, 2)]
+    comparison = compare_runs(in_dinov3_terms(runs[0], config=CONFIG), [in_dinov3_terms(runs[1], config=CONFIG)])
+    for run, found in zip(runs, (comparison.mine, *comparison.references), strict=True):
+        assert found.lineage.records[9].values["ibot_loss"] == pytest.approx(run.lineage.records[9].values["ibot_loss"])
+    assert "DINOv3's were scaled" in comparison.verdict.cannot_conclude[0]
 
 
 def test_epochs_against_epochs(tmp_path: Path) -> None:
