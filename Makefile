@@ -9,6 +9,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -29,7 +30,7 @@ demo: $(INSTALLED)
 	@reproduce report digits
 
 test: $(INSTALLED)
-	pytest
+	pytest -n $(JOBS) --dist loadgroup
 
 lint: $(INSTALLED)
 	ruff format --check

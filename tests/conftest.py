@@ -2,6 +2,7 @@
 
 import signal
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -12,3 +13,10 @@ settings.load_profile("repeatable")
 
 # A shell starts its background jobs with Ctrl-C ignored, and what the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several workers share the tests, one of them has the cluster: some tests crash its nodes."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
