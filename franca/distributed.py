@@ -52,12 +52,18 @@ def setup(execution: Execution) -> torch.device:
     found = place.world_size if place else 1
     if found != execution.processes:
         raise ConfigError(
-            f"execution.processes: {execution.processes}, but this is one of {found}; start them together, as in "
-            f"`torchrun --nproc-per-node {execution.processes} -m franca.train CONFIG`"
+            f"execution.processes: {execution.processes}, but this is one of {found}; start as many, as in `torchrun "
+            f"--nproc-per-node {execution.processes} -m franca.train CONFIG`, or share the batch among {found}: set "
+            f"processes, batch_per_process and accumulation there, as a site's processes_per_node does at a launch"
         )
     device = torch.device("cpu")
     if execution.device == "cuda":
-        device = torch.device("cuda", place.local_rank if place else 0)
+        number = place.local_rank if place else 0
+        if number >= torch.cuda.device_count():
+            raise ConfigError(
+                f"{number + 1} processes on this node, but torch finds {torch.cuda.device_count()} devices"
+            )
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if place and place.world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -167,5 +167,6 @@ def _check_batch(config: TrainConfig, *, world_size: int) -> None:
     if found != wanted:
         raise ConfigError(
             f"recipe.global_batch: {wanted}, but {world_size} processes x {execution.batch_per_process} images x "
-            f"{execution.accumulation} accumulation steps make {found}"
+            f"{execution.accumulation} accumulation steps make {found}; set execution.batch_per_process and "
+            f"execution.accumulation so that their product is {wanted // world_size}"
         )
