@@ -84,7 +84,10 @@ def _parse(text: str, *, known: Mapping[str, Any]) -> Override:
 
 
 def _near(name: str, known: Mapping[str, Any]) -> str:
-    """The nearest key; for a group of keys, the keys in it."""
+    """The nearest key; for a group of keys, the keys in it; for a key inside a value, the value's."""
+    above = next((key for key in known if name.startswith(f"{key}.")), None)
+    if above is not None:
+        return f"set {above} as a whole, to {known[above]['description']}"
     below = [key for key in known if key.startswith(f"{name}.")]
     if below:
         return f"override one of its keys: {', '.join(below)}"
@@ -118,4 +121,6 @@ def _plain(value: Any) -> Any:
     """Hydra's parsed value as plain data: its quoted strings are objects of their own."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(_plain(key)): _plain(item) for key, item in value.items()}
     return value.text if hasattr(value, "text") else value

@@ -257,9 +257,9 @@ def _make_recipe(mapping: Mapping[str, Any], *, composed: Composed, overrides: S
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[Change]:
     """The keys at which two recipes differ. A number is the same whether written 1 or 1.0."""
-    if isinstance(old, Mapping):
-        for name in old:
-            yield from _changes(old[name], new[name], f"{key}.{name}" if key else name)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in {**old, **new}:
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
     elif old != new:
         yield Change(key, old, new)
 

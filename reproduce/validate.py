@@ -53,6 +53,10 @@ def _order(error: SpecError) -> tuple[bool, str, int]:
 
 def _spec_error(error: Any, place_of: Callable[[str], Place | None]) -> SpecError:
     key = dotted(error.absolute_path)
+    if error.validator == "anyOf" and (within := _of_its_kind(error)):
+        inner = min((_spec_error(cause, place_of) for cause in within), key=_order)
+        place = Place(inner.path, inner.line) if inner.path and inner.line else None
+        return _at(place, inner.message, f"{inner.mend}; {_wanted(error, key)}")
     if error.validator == "additionalProperties":
         return _unknown_key(error, key, place_of)
     if error.validator == "required":
@@ -63,6 +67,12 @@ def _spec_error(error: Any, place_of: Callable[[str], Place | None]) -> SpecErro
         place = place_of(f"{key}.{error.instance}")
         return _at(place, f"{key}: {error.instance!r} is no name", "use lower-case letters, digits and _")
     return _at(place_of(key), f"{key}: {_complaint(error)}", _wanted(error, key))
+
+
+def _of_its_kind(error: Any) -> list[Any]:
+    """The mistakes inside the choice whose type the value has; none where it has that of no choice."""
+    kinds = {cause.schema_path[0] for cause in error.context if cause.validator == "type" and not cause.relative_path}
+    return [cause for cause in error.context if cause.schema_path[0] not in kinds]
 
 
 def _unknown_key(error: Any, key: str, place_of: Callable[[str], Place | None]) -> SpecError:
@@ -91,6 +101,9 @@ def _complaint(error: Any) -> str:
             return f"{value} holds a value twice"
         case "pattern":
             return f"{value!r} does not have the form {limit}"
+        case "anyOf":
+            kinds = [cause.validator_value for cause in error.context if cause.validator == "type"]
+            return f"{value!r} is not {_type_name(kinds)}"
     return f"{value} is {COMPARISONS[error.validator]} {limit}"
 
 
@@ -98,8 +111,10 @@ def _wanted(error: Any, key: str) -> str:
     """What belongs there: the nearest choice, or the schema's own description."""
     if error.validator == "enum" and (near := nearest(str(error.instance), map(str, error.validator_value))):
         return f"did you mean {near}?"
-    kind = _type_name(error.schema["type"]) if "type" in error.schema else "one of the choices"
     description = error.schema.get("description")
+    if error.validator == "anyOf":
+        return f"{key} is {description}"
+    kind = _type_name(error.schema["type"]) if "type" in error.schema else "one of the choices"
     return f"{key} is {kind}: {description}" if description else f"{key} is {kind}"
 
 

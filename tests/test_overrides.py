@@ -1,6 +1,7 @@
 """Overrides: what is written as `key=value` is what the recipe has, and whatever will not do is answered."""
 
 import dataclasses
+import re
 import string
 
 import pytest
@@ -12,11 +13,16 @@ from franca.config import Recipe, make_config, peak_lr
 from reproduce.compose import compose
 from reproduce.errors import SpecError
 from reproduce.overrides import apply_overrides, parse_overrides
+from reproduce.resolve import run_name
 from reproduce.spec import load_spec
 from reproduce.validate import load_schema
 
 SCHEMA = load_schema(ROOT)
 MAPPING = compose(ROW, root=ROOT).mapping["recipe"]
+MODEL = (
+    "{patch_px: 4, embed_dim: 96, depth: 4, heads: 3, ffn: swiglu, ffn_ratio: 4.0, registers: 0, "
+    "layerscale: 1.0, drop_path: 0.0, interpolate_offset: 0.1}"
+)
 PLAIN = make_config(Recipe, MAPPING)
 
 
@@ -72,6 +78,12 @@ def test_override_that_changes_nothing_makes_no_variant() -> None:
         ("~optim.base_lr", "more than one change", "key"),
         ("optim.base_lr=1,2", "more than one change", "key"),
         ("optim.base_lr=range(1,3)", "more than one change", "key"),
+        ("frozen_teacher=franca-L-in21k", "'franca-L-in21k' is not null or a mapping", "{row: NAME, model: {"),
+        ("frozen_teacher={}", "missing key frozen_teacher.row", "{row: NAME, model: {"),
+        ("frozen_teacher={embed_dim: 96}", "unknown key frozen_teacher.embed_dim", "{row: NAME, model: {"),
+        ("frozen_teacher={row: a, model: {depth: 1}}", "missing key frozen_teacher.model.patch_px", "patch_px:"),
+        ("frozen_teacher.row=franca-L-in21k", "no key frozen_teacher.row", "set frozen_teacher as a whole"),
+        ("frozen_teacher.model.depth=3", "no key frozen_teacher.model.depth", "{row: NAME, model: {"),
         ("optim.base_lr=${seed}", "is not a number", "Learning rate"),
     ],
 )
@@ -81,6 +93,16 @@ def test_mistaken_override_is_answered(override: str, said: str, mend: str) -> N
     assert override in error.message
     assert said in error.message
     assert mend in (error.mend or "").replace("optim.base_lr=1e-3", "key")
+
+
+def test_teacher_is_given_as_a_whole() -> None:
+    """A mapping, quoted texts and all, is the recipe's frozen teacher, and the run's name is one of a folder."""
+    changes = (f"frozen_teacher={{row: 'franca-L-in21k', model: {MODEL}}}", "masking.sample_probability=0")
+    spec = load_spec("digits", root=ROOT, overrides=changes)
+    assert spec.recipe.frozen_teacher is not None
+    assert (spec.recipe.frozen_teacher.row, spec.recipe.frozen_teacher.model.depth) == ("franca-L-in21k", 4)
+    assert {change.key for change in spec.changes} == {"frozen_teacher", "masking.sample_probability"}
+    assert re.fullmatch(r"[\w.,=-]+", run_name(spec, seed=0))
 
 
 def test_override_given_twice_is_refused() -> None:
