@@ -234,3 +234,28 @@ def test_ibot_can_be_off(change: dict[str, dict[str, float]]) -> None:
     assert logged["ibot_loss"] == 0.0
     assert logged["dino_global_crops_loss"] > 0.0
     assert optimized.isfinite()
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_sinkhorn_without_its_first_division_is_a_quirk_of_dino_alone(on: bool) -> None:
+    """Logits that overflow unscaled have no DINO targets under the quirk; iBOT's, and all without it, stay finite."""
+    model = make_model(quirks={"sinkhorn_unscaled": on}).float()
+    with torch.no_grad():
+        for head in ("dino_head", "ibot_head"):
+            for last in model.teacher[head].last_layers:
+                last.weight_g.mul_(1e3)
+    views = make_views(make_batch(model)[0], device=CPU)
+    targets = model.make_targets([views], temperature=TEMPERATURE)[0]
+    assert any(level.isnan().any() for level in targets.dino()) == on
+    assert all(level.isfinite().all() for level in targets.ibot())
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_koleo_in_half_precision_is_a_quirk(on: bool) -> None:
+    """Equal class tokens have an infinite KoLeo under the quirk and a finite one without it."""
+    model = make_model(quirks={"koleo_half": on}).float()
+    with torch.no_grad():
+        model.student["backbone"].norm.weight.zero_()
+    views = make_views(make_batch(model)[0], device=CPU)
+    losses = model(views, model.make_targets([views], temperature=TEMPERATURE)[0])
+    assert losses.logged["koleo_loss"].isinf().item() == on
