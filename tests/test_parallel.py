@@ -29,6 +29,7 @@ RECIPE = make_recipe(
     losses={"koleo_images": 4},
     masking={"kind": "cyclic", "ratio": [0.1, 0.65]},
     optim={"freeze_last_layer_iterations": 2},
+    precision={"backbone": "fp16", "reduce": "fp16"},  # as published; a CPU computes and reduces in fp32
 )
 
 
