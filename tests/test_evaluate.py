@@ -50,7 +50,7 @@ def make_teacher(config: TrainConfig, *, seed: int = 0) -> VisionTransformer:
 
 def make_run(folder: Path, *, config: TrainConfig = CONFIG, trained_by: TrainConfig | None = None) -> Path:
     """A run folder after its evaluations at 50 and 100 iterations."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
     for seed, index in enumerate((49, 99)):
         path = folder / "eval" / f"training_{index}" / FILE
