@@ -5,9 +5,9 @@
 
 
 def __getattr__(name: str) -> object:
-    """`franca.load`, which needs torch; importing the package does not."""
+    """`franca.load`, which needs torch; importing the package does not, nor does checking its types."""
+    import importlib
+
     if name != "load":
         raise AttributeError(f"module 'franca' has no attribute {name!r}")
-    from franca.hub import load
-
-    return load
+    return importlib.import_module("franca.hub").load
