@@ -36,6 +36,11 @@ class Grounds:
         return next((result for result in self.metrics if result.name == KNN), None)
 
     @property
+    def untrained(self) -> bool:
+        """Whether k-NN, which decides, can be compared of the untrained network alone."""
+        return self.knn is not None and not self.knn.iteration
+
+    @property
     def failed(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.state == "fail")
 
@@ -89,7 +94,8 @@ def exit_code(outcome: Outcome, grounds: Grounds) -> int:
     """0: nothing contradicts the row. 1: something does. 3: not enough evidence for either."""
     if outcome == "variant":
         deviates = grounds.failed or (grounds.knn is not None and grounds.knn.state in ("better", "worse"))
-        return 1 if deviates else 0 if grounds.compared else 3
+        enough = grounds.compared and not (grounds.finished and grounds.untrained)
+        return 1 if deviates else 0 if enough else 3
     return {"better": 1, "worse": 1, "failed": 1, "no reference": 3}.get(outcome, 0)
 
 
@@ -104,7 +110,7 @@ def say_outcome(outcome: Outcome, grounds: Grounds) -> str:
     if outcome == "variant":
         differs = " ".join(check.finding for check in grounds.checks if check.layer == "L0" and check.state == "warn")
         rest = f"It fails at {_say_failures(grounds)}" if grounds.failed else f"No check fails. {_say_results(grounds)}"
-        return f"{differs} {rest}".strip()
+        return f"{differs} {rest.strip()}{_say_untrained(grounds)}".strip()
     if outcome in ("better", "worse"):
         return f"{_say_results(grounds)} {_say_parting(grounds)}".strip()
     if grounds.twin is not None:
@@ -171,7 +177,7 @@ def _say_failures(grounds: Grounds) -> str:
 def _say_results(grounds: Grounds) -> str:
     """The deciding result: k-NN, or the losses where there is no k-NN."""
     knn = grounds.knn
-    if knn is not None and not knn.iteration:
+    if grounds.untrained:
         knn = None  # random weights are no result
     if knn is not None and knn.mine is not None and knn.difference is not None and knn.margin is not None:
         side = "above" if knn.difference >= 0 else "below"
@@ -204,8 +210,15 @@ def _say_nothing_compared(grounds: Grounds) -> str:
     if not grounds.mine.lineage.records:
         return "Nothing to judge: the log has no iteration lines."
     if grounds.references:
-        return f"Nothing that decides could be compared with {grounds.ground}.{alone}"
+        return f"Nothing that decides could be compared with {grounds.ground}.{_say_untrained(grounds)}{alone}"
     return f"Nothing to hold the run against: no reference run and no published value.{alone}"
+
+
+def _say_untrained(grounds: Grounds) -> str:
+    """Of a run that is over: an unfinished one may yet come to an evaluation."""
+    if not grounds.untrained or not grounds.finished:
+        return ""
+    return " Of k-NN, only the untrained network's can be compared, which says nothing of the training."
 
 
 def _say_references(grounds: Grounds) -> list[str]:
@@ -230,7 +243,7 @@ def _say_detectable(grounds: Grounds) -> list[str]:
 
 
 def _say_knn(grounds: Grounds) -> str:
-    if grounds.knn is None or not grounds.knn.iteration:
+    if grounds.knn is None or grounds.untrained:
         return "How good the features are: no k-NN accuracy was compared."
     if grounds.finished and not _at_the_end(grounds):
         return "The final k-NN accuracy: the run's end was not evaluated."

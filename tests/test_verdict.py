@@ -23,6 +23,7 @@ from simulated_runs import (
 from synthetic_runs import make_spec
 
 from franca.config import recipe_fingerprint
+from reproduce.comparison import compare_runs
 from reproduce.lineage import History, load_history, make_lineage
 from reproduce.spec import Change
 from reproduce.verdict import Verdict, judge
@@ -157,6 +158,31 @@ def test_random_weights_are_no_result() -> None:
     for sentence in (verdict.sentence, judge(mine, REFERENCES, spec=spec).sentence):
         assert "k-NN" not in sentence
     assert any(sentence.startswith("How good the features are") for sentence in verdict.cannot_conclude)
+
+
+@pytest.mark.parametrize("accuracy", [37.0, 80.0])
+def test_untrained_network_alone_decides_nothing(accuracy: float) -> None:
+    """A run that is over and shares no evaluation but that of random weights has not enough evidence for any end."""
+    history = make_history(simulate(50), done=60)
+    mine = dataclasses.replace(history, total=60, knn={0: {10: accuracy}, 60: {10: 50.0}})
+    variant = dataclasses.replace(SPEC, variant=True, changes=(Change("iterations", 600, 60),))
+    for spec, outcome in ((variant, "variant"), (SPEC, "no reference"), (None, "no reference")):
+        verdict = judge(mine, REFERENCES, spec=spec)
+        assert (verdict.outcome, verdict.exit_code) == (outcome, 3)
+        assert "only the untrained network's can be compared" in verdict.sentence
+        (curve,) = (check for check in verdict.checks if check.id == "knn-curve")
+        assert (curve.state, "untrained" in curve.finding) == ("unknown", True)
+    compared = compare_runs(mine, REFERENCES).verdict
+    assert (compared.outcome, compared.exit_code) == ("no reference", 3)
+
+
+def test_untrained_network_is_not_held_against_the_published_value() -> None:
+    """A log that does not say how long its run is, with random weights alone evaluated, is not judged by them."""
+    recipe = changed_recipe(data={"evaluation_dataset": "imagenet1k"})
+    spec = make_spec(recipe=recipe, fingerprint=recipe_fingerprint(recipe))
+    mine = dataclasses.replace(make_history(simulate(50, recipe=recipe)), total=None, knn={0: {10: 5.0}})
+    (knn,) = (result for result in judge(mine, [], spec=spec).metrics if result.name == "knn_top1")
+    assert (knn.state, knn.iteration) == ("unknown", 0)
 
 
 def test_first_part_outside_the_margin_is_said() -> None:

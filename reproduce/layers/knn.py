@@ -103,7 +103,10 @@ def assumed_spread(history: History, accuracy: float) -> float:
 
 
 def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Check, ...]:
-    """The curve against its band. A deviation that is surely within the margin, or of assumed spread, only warns."""
+    """The curve against its band. A deviation that is surely within the margin, or of assumed spread, only warns.
+
+    It is unknown where the untrained network is all that can be compared.
+    """
     if band is None:
         return ()
     z, critical = band.z, band.limits.critical
@@ -119,6 +122,9 @@ def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Ch
         limit=float(critical),
         cannot_say=CURVE.cannot_say + (ASSUMED if band.assumed else ""),
     )
+    if not band.done[known].any():  # random weights show nothing of the training
+        finding = f"Only the untrained network can be compared with {ground}: {band.mine[known[0]]:.2f} %."
+        return (dataclasses.replace(check, state="unknown", finding=finding),)
     if not len(outside):
         return (check,)
     first = int(outside[0])

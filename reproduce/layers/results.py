@@ -19,6 +19,7 @@ from reproduce.lineage import History
 from reproduce.spec import Metric, Spec
 
 KNN = "knn_top1"
+RANDOM = "k-NN is that of random weights: no evaluation of the trained network can be compared."
 LOWER_IS_NOT_BETTER = "A lower loss is no better result: what counts is whether it is the same."
 
 
@@ -65,7 +66,7 @@ def _against_runs(band: KnnBand, *, metric: Metric | None, margin: float) -> Met
     difference = float(band.mine[place] - band.limits.center[0, place])
     trained = bool(band.done[place])
     if not trained:
-        notes.append("k-NN is that of random weights: the run has not come to an evaluation yet.")
+        notes.append(RANDOM)
     title = metric.label if metric else f"k-NN top-1, k = {band.k}"
     state = _state(difference, low, high, reach=reach, margin=margin, higher_is_better=True)
     return MetricResult(
@@ -100,9 +101,11 @@ def _against_target(mine: History, *, k: int, metric: Metric, margin: float, alp
     interval_reach = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * scale
     low, high = difference - interval_reach, difference + interval_reach
     reach = NormalDist().inv_cdf(1 - alpha / 2) * scale
-    finished = mine.total is None or done >= mine.total
+    finished = done > 0 and (mine.total is None or done >= mine.total)
     notes = ["The spread between seeds is assumed: one published number cannot tell it."]
-    if not finished:
+    if not done:
+        notes.append(RANDOM)
+    elif not finished:
         notes.append(f"After {done:,} of {mine.total:,} iterations, so it is not held against the final value yet.")
     return MetricResult(
         name=KNN,
