@@ -33,6 +33,7 @@ Kind = Literal[
 ]
 
 GOES_ON = "the same command goes on from the last checkpoint"
+BEGINS_ANEW = "no checkpoint was written yet: the same command begins anew"
 MENDS: dict[Kind, str] = {
     "error": "find the cause in the file above",
     "host memory": f"ask for more memory (slurm.mem_gb_per_node) or for fewer workers; {GOES_ON}",

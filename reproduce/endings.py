@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduce.attempts import INTERRUPTED
-from reproduce.causes import LOST, Cause, ask_cause, find_cause
+from reproduce.attempts import INTERRUPTED, newest_checkpoint
+from reproduce.causes import BEGINS_ANEW, GOES_ON, LOST, Cause, ask_cause, find_cause
 from reproduce.errors import RunError
 from reproduce.launch import Job
 from reproduce.runs import read_state
@@ -48,15 +48,20 @@ def raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str])
         )
     cause = find_cause(folder, job=job) or ask_cause(job) if job and code not in (0, 2) else None
     if job and cause and (cause.kind != "killed" or code == 1):
-        _raise_cause(what, cause, job=job, log=folder / "log.txt")
+        _raise_cause(what, cause, job=job, folder=folder)
     said = job.last_words(lines=4 if code is None else 1) if job else ""  # who killed it says so in several lines
     if code == 1 and state is not None and state.error:
         said = state.error
-    raise_if_failed(what, code, job=job, said=said, log=folder / "log.txt")
+    raise_if_failed(what, code, job=job, said=said, log=folder / "log.txt", again=_goes_on(folder))
 
 
-def raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str, log: Path) -> None:
-    """Raise unless the exit code is 0: 2 is the user's mistake, all else (None: killed) a failure."""
+def raise_if_failed(
+    what: str, code: int | None, *, job: Job | None, said: str, log: Path, again: str = "the same command tries again"
+) -> None:
+    """Raise unless the exit code is 0: 2 is the user's mistake, all else (None: killed) a failure.
+
+    again: what the same command does after a kill.
+    """
     if code == 0:
         return
     if code == 2:
@@ -65,17 +70,23 @@ def raise_if_failed(what: str, code: int | None, *, job: Job | None, said: str, 
     how = "was killed" if code is None else "failed"
     if code is not None and code < 0:
         how, said = f"was killed by {signal.Signals(-code).name}", ""
-        mend = "the same command goes on from the last checkpoint; if nobody killed it, look for a lack of memory"
+        mend = f"{again}; if nobody killed it, look for a lack of memory"
     because = "" if not said else f":\n{textwrap.indent(said, '  ')}" if "\n" in said else f": {said}"
     raise FailedRunError(f"{what} {how}{because}", path=log, mend=mend)
 
 
-def _raise_cause(what: str, cause: Cause, *, job: Job, log: Path) -> None:
+def _raise_cause(what: str, cause: Cause, *, job: Job, folder: Path) -> None:
     """Raise a cause that is known; of another process than the first with its traceback, which no log has."""
     kind = "" if cause.kind == "error" else f" ({cause.kind})"
     where = f" in process {cause.rank}" if cause.rank else ""
     lines = cause.traceback.rstrip().splitlines()[-TRACEBACK_LINES:] if cause.rank else ()
     text = "\n".join([f"{what} failed{kind}{where}: {cause.said}", *(f"  {line}" for line in lines)])
-    path = job.folder / f"{job.job_id}_{cause.rank}_log.err" if cause.rank else log
+    path = job.folder / f"{job.job_id}_{cause.rank}_log.err" if cause.rank else folder / "log.txt"
     mend = f"{cause.mend} or in {job.folder}" if cause.kind == "error" else cause.mend
+    mend = mend.replace(GOES_ON, _goes_on(folder))
     raise (LostRunError if cause.kind in LOST else FailedRunError)(text, path=path, mend=mend)
+
+
+def _goes_on(folder: Path) -> str:
+    """What the same command does with a run that was cut off."""
+    return GOES_ON if newest_checkpoint(folder) else BEGINS_ANEW
