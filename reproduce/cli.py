@@ -122,11 +122,13 @@ def run_row(
 ) -> int:
     """Train, evaluate, judge and report a row; what is already done is not done again."""
     from reproduce.judging import RunFiles, judge_run, write_report
-    from reproduce.phases import evaluate, render_launch, train
+    from reproduce.phases import evaluate, launch_note, render_launch, train
 
     laid_out, screen = resolve_run(row, changes, until=until, site=site, seed=seed), make_screen()
     if dry_run:
         typer.echo(render_launch(laid_out), nl=False)
+        if laid_out.site.executor == "slurm":  # its script is what sbatch is given, to the byte
+            screen.say(launch_note(laid_out))
         return 0
     for note in laid_out.notes:
         screen.say(note)

@@ -89,7 +89,16 @@ def render_launch(resolved: Resolved) -> str:
         parameters = make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node)
         return render_script(files, parameters=with_snapshot(parameters, snapshot=snapshot))
     line = shlex.join(trainer(resolved.folder))
-    return f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}\n{line}\n"
+    head = f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}"
+    return f"{head}\n# {launch_note(resolved)}\n{line}\n"
+
+
+def launch_note(resolved: Resolved) -> str:
+    """What a launch writes before the command that `render_launch` shows can run, and where that run stops."""
+    until, of = resolved.config.execution.until_iteration, resolved.config.recipe.iterations
+    part = f"trains until iteration {until:,} of {of:,}" if until else f"trains all {of:,} iterations"
+    folder = short_path(resolved.folder)
+    return f"{part}; needs what a launch writes into {folder} first (config.yaml, code, submitit)"
 
 
 def start(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> None:

@@ -41,7 +41,9 @@ def test_launch_is_shown_without_being_made(project: Path) -> None:
     """--dry-run prints sbatch's script for the site's nodes and tasks, on any machine, and writes nothing."""
     site = {"nodes": 2, "processes_per_node": 2, "device": "auto", "slurm": {"partition": "long", "cpus_per_task": 3}}
     (project / "site.yaml").write_text(json.dumps({"slurm": site}))
-    text = reproduce("run", "digits", "--site", "slurm", "--dry-run", project=project).stdout
+    result = reproduce("run", "digits", "--site", "slurm", "--dry-run", project=project)
+    text = result.stdout
+    assert "needs what a launch writes into runs/digits@1/main first" in result.stderr
     for line in ("--nodes=2", "--ntasks-per-node=2", "--partition=long", "--cpus-per-task=3", "--signal=USR2@300"):
         assert f"#SBATCH {line}" in text.splitlines()
     assert "runs/digits@1/main/submitit/0001" in text
@@ -49,8 +51,9 @@ def test_launch_is_shown_without_being_made(project: Path) -> None:
 
 
 def test_launch_on_this_machine_is_shown(project: Path) -> None:
-    """Without a cluster --dry-run prints the line that starts the trainer."""
-    text = reproduce("run", "digits", "--site", "local", "--dry-run", project=project).stdout
+    """Without a cluster --dry-run prints the line that starts the trainer, what it needs, and where it stops."""
+    text = reproduce("run", "digits", "--site", "local", "--dry-run", "--until", "5%", project=project).stdout
+    assert "# trains until iteration 30 of 600; needs what a launch writes into runs/digits@1/main first" in text
     assert f"-m franca.train {project}/runs/digits@1/main/config.yaml" in text
     assert not (project / "runs").exists()
 
