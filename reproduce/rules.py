@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from franca.config import Recipe, peak_lr
+from franca.config import Model, Recipe, peak_lr
+
+SHAPE = ("patch_px", "embed_dim", "depth", "ffn")  # what another row's weights fit by
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,18 @@ def broken_rules(recipe: Recipe) -> Iterator[BrokenRule]:
     yield from _schedules(recipe)
     yield from _quirks(recipe)
     yield from _distillation(recipe)
+
+
+def broken_start(model: Model, *, row: str, theirs: Model) -> Iterator[BrokenRule]:
+    """Every key at which a model cannot take over the weights of the row that its recipe starts from."""
+    for name in SHAPE:
+        own, other = getattr(model, name), getattr(theirs, name)
+        if own != other:
+            yield BrokenRule(
+                "start",
+                f"the weights of {row} do not fit: its model.{name} is {other}, this one's {own}",
+                f"start from a row of the same model, or set model.{name} = {other}",
+            )
 
 
 def _sizes(recipe: Recipe) -> Iterator[BrokenRule]:

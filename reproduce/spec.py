@@ -10,7 +10,7 @@ from reproduce.compose import Composed, compose, find_root, row_path, row_paths
 from reproduce.errors import SpecError
 from reproduce.overrides import SEED, Override, apply_overrides, parse_overrides
 from reproduce.places import load_document
-from reproduce.rules import broken_rules
+from reproduce.rules import BrokenRule, broken_rules, broken_start
 from reproduce.sources import Source, cite, load_sources
 from reproduce.validate import load_schema
 from reproduce.versions import check_version
@@ -246,13 +246,20 @@ def _summary(path: Path) -> RowSummary:
 def _make_recipe(mapping: Mapping[str, Any], *, composed: Composed, overrides: Sequence[Override]) -> Recipe:
     """The recipe of a validated mapping; contradictions between its keys are errors at the place of one of them."""
     recipe = make_config(Recipe, mapping)
-    for rule in broken_rules(recipe):
+    for rule in (*broken_rules(recipe), *_broken_start(recipe, root=composed.path.parent.parent)):
         if overrides:
             texts = " ".join(override.text for override in overrides)
             raise SpecError(f"with the overrides {texts}, recipe.{rule.key}: {rule.message}", mend=rule.mend)
         place = composed.place_of(f"recipe.{rule.key}")
         raise SpecError(f"recipe.{rule.key}: {rule.message}", path=place.path, line=place.line, mend=rule.mend)
     return recipe
+
+
+def _broken_start(recipe: Recipe, *, root: Path) -> Iterator[BrokenRule]:
+    """Contradictions with the row that the recipe starts from; none where the project has no such row."""
+    if recipe.start in row_paths(root):
+        theirs = make_config(Recipe, compose(recipe.start, root=root).mapping["recipe"])
+        yield from broken_start(recipe.model, row=recipe.start, theirs=theirs.model)
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[Change]:

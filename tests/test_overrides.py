@@ -105,6 +105,17 @@ def test_teacher_is_given_as_a_whole() -> None:
     assert re.fullmatch(r"[\w.,=-]+", run_name(spec, seed=0))
 
 
+def test_start_from_another_model_is_refused() -> None:
+    """Weights that cannot fit are refused before a launch; those of the same model, and of no known row, are not."""
+    error = fail(ROOT, "digits", overrides=("start=franca-B-in21k",))
+    assert "recipe.start: the weights of franca-B-in21k do not fit: its model.patch_px is 14, this one's 4" in str(
+        error
+    )
+    assert "start from a row of the same model" in (error.mend or "")
+    for change in ("start=digits", "start=of_another_project"):
+        assert load_spec("digits", root=ROOT, overrides=[change]).recipe.start == change.removeprefix("start=")
+
+
 def test_override_given_twice_is_refused() -> None:
     """Two values for one key are a mistake, not a choice."""
     assert "given twice" in fail(ROOT, overrides=("seed=1", "seed=2")).message
