@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,15 @@ def damage_newest(folder: Path) -> None:
     flip_bit(next((folder / "checkpoints" / "000020").glob("*.safetensors")))
 
 
+def damage_only(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints" / "000010")
+    damage_newest(folder)
+
+
+def delete_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
 def delete_checkpoints(folder: Path) -> None:
     for path in list_checkpoints(folder):
         path.rename(path.with_name(f".{path.name}.incomplete"))
@@ -132,7 +142,9 @@ def put_folder_in_the_way(folder: Path) -> None:
     ("harm", "options", "said"),
     [
         (None, ["--checkpoint", "15"], "no checkpoint after 15 iterations; there are 000020, 000010"),
-        (damage_newest, [], "000020/shard-00001-of-00001.safetensors is not as it was written"),
+        (damage_newest, [], "is not as it was written; consolidate an earlier one with --checkpoint 10"),
+        (damage_only, [], "is not as it was written; there is no other one: train the run again"),
+        (delete_folder, [], ": no such folder; name a run's"),
         (delete_checkpoints, [], "no checkpoint; a run saves one"),
         (delete_configuration, [], "config.yaml: no such file"),
         (change_configuration, [], f"000020 is of recipe {CONFIG.fingerprint}, but"),
@@ -149,7 +161,7 @@ def test_mistake_is_said_in_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert said in line
-    assert not [path for path in folder.iterdir() if path.is_file() and "safetensors" in path.name]
+    assert not [path for path in folder.glob("*") if path.is_file() and "safetensors" in path.name]
 
 
 def test_full_disk_leaves_no_torn_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -340,6 +340,14 @@ def test_deep_fingerprint_sees_other_bytes_of_one_size(tmp_path: Path, capsys: p
     assert len({found[0]["sha256"], found[1]["sha256"], ""}) == 3
 
 
+def test_folder_that_may_not_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a folder leads to and the file system will not show ends in one line, whoever runs the test."""
+    (tmp_path / "n1.tar").symlink_to("n1.tar")  # leads to itself: it is there, and its kind cannot be asked for
+    assert main(["data", "prepare", "imagenet21k", "--root", str(tmp_path)]) == 2
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"error: {tmp_path}/n1.tar: cannot be read: ")
+
+
 @pytest.mark.parametrize("name", ["imagenet1k", "imagenet21k", "laion600m"])
 def test_missing_data_are_told_how_to_come(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`prepare` of an empty root ends with exit code 2 and says what a person does about it."""

@@ -25,6 +25,7 @@ from franca.evaluate.pca import (
     score_foreground,
     stretch,
 )
+from franca.export import main as export
 
 GRID = (6, 8)
 
@@ -148,6 +149,15 @@ def test_command_draws_every_image(tmp_path: Path, capsys: pytest.CaptureFixture
         main([str(run), *images, "--out", str(tmp_path / "three"), "--device", "cpu", "--size", "24", "--apart"]) == 0
     )
     assert (tmp_path / "three" / "02_a.png").read_bytes() != (tmp_path / "one" / "02_a.png").read_bytes()
+
+
+def test_exported_folder_draws_what_its_run_draws(tmp_path: Path) -> None:
+    """`franca export` wrote the same weights, mean and size: the same bytes."""
+    run, image = make_run(tmp_path / "run"), str(save_photograph(tmp_path / "a.png"))
+    assert export([str(run), "--out", str(tmp_path / "exported")]) == 0
+    for name in ("run", "exported"):
+        assert main([str(tmp_path / name), image, "--out", str(tmp_path / f"of-{name}"), "--device", "cpu"]) == 0
+    assert (tmp_path / "of-run" / "01_a.png").read_bytes() == (tmp_path / "of-exported" / "01_a.png").read_bytes()
 
 
 @pytest.mark.parametrize(

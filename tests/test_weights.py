@@ -187,6 +187,13 @@ def test_a_damaged_file_is_told_in_one_line(name: str, content: bytes, tmp_path:
     assert "\n" not in str(caught.value)
 
 
+def test_text_for_weights_is_told_with_what_was_raised(tmp_path: Path) -> None:
+    """A bare number, which is all that the unpickler says of a text, would tell nobody anything."""
+    (tmp_path / "notes.txt").write_text("hello\n")
+    with pytest.raises(WeightsError, match=r"notes\.txt: not a weights file, or damaged: [A-Z]\w+: .*\d+"):
+        load_weights(tmp_path / "notes.txt")
+
+
 @pytest.mark.parametrize(("name", "save"), [("weights.pth", torch.save), ("weights.safetensors", save_file)])
 def test_a_torn_file_is_told(name: str, save: Callable[[StateDict, Path], None], tmp_path: Path) -> None:
     """Half of a download is no weights file."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from franca.data.errors import DataError
+from franca.data.errors import DataError, read_or_refuse
 
 Split = Literal["train", "test"]
 Kind = Literal["archives", "files"]
@@ -58,6 +58,7 @@ class Layout:
         return Path(self.root) / self.folder
 
 
+@read_or_refuse()
 def find_layout(name: str, *, root: str, split: Split) -> Layout:
     """Look where the images of a split lie. Raises `DataError` naming what is missing and what belongs there."""
     folder = find_folder(name, root=root, split=split)
@@ -77,6 +78,7 @@ def find_layout(name: str, *, root: str, split: Split) -> Layout:
     return Layout(name, root, split, "files", folder, sources, order_classes(root, classes))
 
 
+@read_or_refuse()
 def find_folder(name: str, *, root: str, split: Split) -> str:
     """The folder below the root that holds a split. Raises `DataError`."""
     if name not in FOLDERS:

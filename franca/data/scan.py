@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from franca.data.archives import BLOCK, scan_archive
-from franca.data.errors import DataError
+from franca.data.errors import DataError, read_or_refuse
 from franca.data.images import SUFFIXES
 from franca.data.index import NO_NAMES, Bytes, Entries, Unit
 from franca.data.layout import LABELS, UNLABELED, Layout, Source, describe_layout
@@ -17,6 +17,7 @@ ENTRY_MAX = (1 << 32) - 1
 Scanned = tuple[Unit, Entries, Bytes]
 
 
+@read_or_refuse()
 def scan_source(source: Source, *, layout: Layout, deep: bool = False) -> Scanned:
     """The images of a source: its line in the index, their entries and, of files, their names.
 
@@ -120,6 +121,7 @@ def _hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+@read_or_refuse()
 def refuse_loose_files(layout: Layout) -> None:
     """Raise `DataError` where image files lie outside the class folders."""
     if layout.dataset not in UNLABELED and not any(source.files for source in layout.sources):

@@ -5,8 +5,9 @@ Images are resized (bicubic, antialiased) and cropped at the center as in dinov2
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,12 +26,27 @@ LOG = logging.getLogger(__name__)
 
 Encode = Callable[[Float[Tensor, "b 3 px px"]], Float[Tensor, "b d"]]
 
-BATCHES_PER_LINE = 200  # some 50,000 images between two lines of progress
 BATCH = 256  # images at a time, dinov2 eval/knn.py
 FEW = 4096  # images that are read before workers, which take seconds to start, would be of help
 
 # The shorter side is resized to this many times the center crop: ImageNet's 256 for a crop of 224; digits stay whole.
 RESIZE = {"digits": 1.0, "imagenet1k": 256 / 224}
+
+
+@dataclass
+class Pace:
+    """When the next line of progress is due: `seconds` after the last one."""
+
+    seconds: float = 10.0
+    last: float = field(default_factory=time.monotonic)
+
+    def due(self) -> bool:
+        """Whether it is; the line after it is due `seconds` later."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
 
 
 @dataclass(frozen=True)
@@ -75,12 +91,15 @@ def encode_batches(
     read = functools.partial(_read_batch, dataset, data, px)
     workers = workers if len(dataset) > FEW else 0
     parts = prefetch(read, mine, workers=workers, pin_memory=device.type == "cuda")
+    if len(dataset) > FEW:
+        LOG.info("%s: encoding %s images of %d px", dataset.name, f"{len(dataset):,}", px)
+    pace = Pace()
     for number, (images, classes, failures) in enumerate(parts, start=1):
         inputs = images if len(images) else images.new_zeros(1, *images.shape[1:])
         with torch.inference_mode():
             encoded = encode(inputs.to(device, non_blocking=True)).float()[: len(images)]
-        if number % BATCHES_PER_LINE == 0:
-            LOG.info("%s: %d of %d images", dataset.name, number * BATCH, each * BATCH)
+        if pace.due():
+            LOG.info("%s: %s of %s images", dataset.name, f"{number * BATCH:,}", f"{each * BATCH:,}")
         yield encoded, classes.to(device), failures
 
 

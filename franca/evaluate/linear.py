@@ -26,7 +26,7 @@ from torch import Tensor
 from franca.config import Model, TrainConfig
 from franca.data.datasets import Dataset
 from franca.distributed import all_gather_texts, all_reduce_sum, rank
-from franca.evaluate.features import Encode
+from franca.evaluate.features import Encode, Pace
 from franca.evaluate.knn import replace_file
 from franca.evaluate.probe_features import BLOCKS, Rows, augmented_batches, load_rows, make_probe_encoder
 from franca.evaluate.protocol import load_evaluation_sets
@@ -176,10 +176,13 @@ def train_classifiers(
     first: int,
 ) -> None:
     """Take a step for each batch, the first of which is iteration `first`."""
+    pace = Pace()
     for iteration, (x, y) in enumerate(batches, start=first):
         factor = 0.5 * (1 + math.cos(math.pi * iteration / probe.iterations))
         for group in groups:
             step(group, x[:, group.columns], y, images=probe.batch, factor=factor)
+        if pace.due():
+            LOG.info("linear probe: %d of %d iterations", iteration + 1, probe.iterations)
 
 
 def step(group: Classifiers, x: Float[Tensor, "n w"], y: Int[Tensor, "n"], *, images: int, factor: float) -> None:

@@ -4,6 +4,7 @@ Letters: n images, p patches of an image, d embedding dimensions.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 from franca.config import ConfigError, Model, Precision, TrainConfig, load_config, make_config
 from franca.evaluate.protocol import DTYPES
 from franca.evaluate.teacher import Teacher, file_sha256, grid_px, load_newest_teacher, load_released
+from franca.hub import DESCRIPTION, WEIGHTS, load_description
 from franca.models.rasa import load_rasa_head
 from franca.models.vit import VisionTransformer
 from franca.models.weights import WeightsError, load_backbone, load_weights, rename_upstream
@@ -49,7 +51,9 @@ class Subject:
 
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
     """Let a command line name a subject, where to compute, and a RASA head."""
-    parser.add_argument("subject", type=Path, metavar="RUN_OR_WEIGHTS", help="run folder, or a weights file")
+    parser.add_argument(
+        "subject", type=Path, metavar="RUN_OR_WEIGHTS", help="run folder, exported folder or a weights file"
+    )
     parser.add_argument("--config", type=Path, help="of a weights file: the config.yaml of its recipe")
     parser.add_argument("--model", type=Path, help="or, without a recipe, a YAML like experiments/model/*.yaml")
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: what the model was made for)")
@@ -57,15 +61,17 @@ def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_subject(path: Path, *, config: Path | None = None, model: Path | None = None) -> Subject:
-    """The newest teacher of a run folder, or the backbone of a weights file that `config` or `model` describes.
+    """The newest teacher of a run folder, an exported folder's model, or a weights file's by `config` or `model`.
 
     Images are normalized as the recipe says, and as every released model's where there is none. Raises `ConfigError` on
     a description that is missing or does not fit, `WeightsError` on weights that are not of the configuration.
     """
+    if path.is_dir() and (path / DESCRIPTION).is_file() and not (path / "config.yaml").exists():
+        return _load_exported(path)
     if path.is_dir():
         recipe_path = path / "config.yaml"
         if not recipe_path.is_file():
-            raise ConfigError(f"{recipe_path}: no such file; a run folder holds one")
+            raise ConfigError(f"{recipe_path}: no such file; a run folder holds one, an exported folder {DESCRIPTION}")
         recipe = load_config(recipe_path)
         return _make_subject(load_newest_teacher(path, config=recipe), recipe)
     if config is not None:
@@ -125,6 +131,23 @@ def _make_subject(teacher: Teacher, config: TrainConfig) -> Subject:
     data, precision = config.recipe.data, config.recipe.precision.backbone
     px = grid_px(teacher.model)
     return Subject(teacher.model, teacher.path, teacher.sha256, data.mean, data.std, precision, px)
+
+
+def _load_exported(folder: Path) -> Subject:
+    """What `franca export` wrote: the model and the normalization that its description tells."""
+    description, path = folder / DESCRIPTION, folder / WEIGHTS
+    model, weights = load_description(description), load_weights(path)
+    try:
+        content = json.loads(description.read_text())
+        mean, std, px = tuple(content["mean"]), tuple(content["std"]), int(content["px"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{description}: no description of an exported model: {error!r}") from error
+    backbone = VisionTransformer(model, grid=px // model.patch_px)
+    try:
+        load_backbone(backbone, weights)
+    except WeightsError as error:
+        raise WeightsError(f"{path} is not the model of {description}: {error}") from error
+    return Subject(backbone.eval(), path, file_sha256(path), mean, std, "fp32", px)
 
 
 def _load_described(path: Path, description: Path) -> VisionTransformer:

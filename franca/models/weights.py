@@ -175,4 +175,5 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """A type and what it says, for what is raised may say no more than a number."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

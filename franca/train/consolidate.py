@@ -92,6 +92,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def choose_checkpoint(folder: Path, *, iterations: int | None = None) -> Path:
     """A run's newest checkpoint, or that after `iterations`. Raises `CheckpointError` where there is none."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; name a run's, like runs/ROW@VERSION/main")
     found = list_checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder / 'checkpoints'}: no checkpoint; a run saves one as it trains and at its end")
@@ -114,7 +116,7 @@ def consolidate(
     Raises `CheckpointError` on a checkpoint that is damaged or lacks a part and where the disk will not take the file,
     `ConfigError` where the run's configuration is missing or of another recipe.
     """
-    manifest, config = read_manifest(path), _load_config(path)
+    manifest, config = _read_manifest(path), _load_config(path)
     if config.fingerprint != manifest["fingerprint"]:
         raise ConfigError(f"{path} is of recipe {manifest['fingerprint']}, but its config.yaml of {config.fingerprint}")
     origin = {
@@ -191,6 +193,21 @@ def render_line(written: Consolidated) -> str:
         f"{written.file}: {written.network} of {written.row}@{written.version} after {written.iteration:,} iterations, "
         f"{written.tensors} tensors, {written.parameters:,} values, {written.bytes / 1e6:,.1f} MB"
     )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises `CheckpointError`, with what may be done, where it cannot be used."""
+    try:
+        return read_manifest(path)
+    except (CheckpointError, OSError) as error:
+        others = [int(other.name) for other in list_checkpoints(path.parents[1]) if other != path]
+        earlier = [iterations for iterations in others if iterations < int(path.name)]
+        mend = (
+            f"consolidate {'an earlier' if earlier else 'another'} one with --checkpoint {max(earlier or others)}"
+            if others
+            else "there is no other one: train the run again"
+        )
+        raise CheckpointError(f"{error}; {mend}") from error
 
 
 def _load_config(path: Path) -> TrainConfig:
