@@ -98,7 +98,7 @@ def encode_batches(
         inputs = images if len(images) else images.new_zeros(1, *images.shape[1:])
         with torch.inference_mode():
             encoded = encode(inputs.to(device, non_blocking=True)).float()[: len(images)]
-        if pace.due():
+        if len(dataset) > FEW and pace.due():
             LOG.info("%s: %s of %s images", dataset.name, f"{number * BATCH:,}", f"{each * BATCH:,}")
         yield encoded, classes.to(device), failures
 
