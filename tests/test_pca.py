@@ -151,6 +151,19 @@ def test_command_draws_every_image(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "three" / "02_a.png").read_bytes() != (tmp_path / "one" / "02_a.png").read_bytes()
 
 
+def test_image_that_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others are drawn under their numbers, it is named; where none is left, nothing is drawn and the code is 2."""
+    run, image = make_run(tmp_path / "run"), save_photograph(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(image.read_bytes()[:60])
+    options = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([str(run), str(tmp_path / "broken.png"), str(image), *options]) == 0
+    shown = capsys.readouterr()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["02_a.png"]
+    assert shown.err.startswith(f"left out: {tmp_path}/broken.png: ")
+    assert main([str(run), str(tmp_path / "broken.png"), str(tmp_path / "absent.png"), *options]) == 2
+    assert "error: none of the 2 images can be read, the last: " in capsys.readouterr().err
+
+
 def test_exported_folder_draws_what_its_run_draws(tmp_path: Path) -> None:
     """`franca export` wrote the same weights, mean and size: the same bytes."""
     run, image = make_run(tmp_path / "run"), str(save_photograph(tmp_path / "a.png"))
@@ -162,7 +175,7 @@ def test_exported_folder_draws_what_its_run_draws(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [(("broken.png",), "broken.png"), (("--size", "25"), "--size: 25"), (("--rasa", "absent"), "absent")],
+    [(("--size", "25"), "--size: 25"), (("--rasa", "absent"), "absent")],
 )
 def test_what_cannot_be_drawn_is_named(
     more: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -151,6 +151,24 @@ def test_command_trains_measures_and_repeats_itself(tmp_path: Path, capsys: pyte
     assert "plane 3 of 3" in capsys.readouterr().out
 
 
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The head learns of the others and results name them, also where it went on; without any left it is refused."""
+    run, data = make_run(tmp_path / "run"), make_photographs(tmp_path / "data")
+    broken = data / "a" / "003.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert run_rasa(run, data, tmp_path / "one", "--iterations", "1") == 0
+    assert f"1 images could not be read and were left out, the first: {broken}" in capsys.readouterr().err
+    results = json.loads((tmp_path / "one" / RESULTS).read_text())
+    assert (results["images_fitted"], results["images_held_out"], len(results["unreadable"])) == (10, 1, 1)
+    (tmp_path / "one" / RESULTS).unlink()
+    assert run_rasa(run, data, tmp_path / "one", "--iterations", "1") == 0
+    assert json.loads((tmp_path / "one" / RESULTS).read_text()) == results
+    for path in data.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert run_rasa(run, data, tmp_path / "none") == 2
+    assert "error: none of the 11 images can be read, one of them: " in capsys.readouterr().err
+
+
 def test_more_planes_go_on_where_fewer_ended(tmp_path: Path) -> None:
     """One plane and then two more are three planes, to the bit."""
     run, data = make_run(tmp_path / "run"), make_photographs(tmp_path / "data")

@@ -3,8 +3,8 @@
 Of each image a PNG of three panels: the image; the first three principal components of all patches of all images; those
 of the foreground alone, before the dimmed image. Foreground is where the first component of an image's own patches
 passes Otsu's threshold, on the side that its border has less of (DINOv2 section 7.5 thresholds by eye). Signs are
-fixed, so that the same weights give the same colors. Exit codes: 0 written; 2 an image, weights file or folder that
-will not do.
+fixed, so that the same weights give the same colors. Exit codes: 0 written; 2 a weights file or folder that will not
+do, or images none of which can be read; one that cannot is left out and named.
 
 Letters: m patches of an image or of all, d embedding dimensions, k components.
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from franca.config import ConfigError
-from franca.data.datasets import DataError, read_image
+from franca.data.datasets import DataError, UnreadableImageError, read_image
 from franca.evaluate.subject import (
     EncodePatches,
     Subject,
@@ -87,12 +87,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def draw_pictures(options: argparse.Namespace) -> list[Path]:
-    """Write a picture of each image and return their paths. Raises `DataError` on an image that cannot be read."""
+    """Write a picture of each image and return their paths; an image that cannot be read is left out, and named.
+
+    Raises `DataError` where none can be read.
+    """
     subject = load_subject(options.subject, config=options.config, model=options.model)
     encode = make_patch_encoder(subject, device=make_device(options.device), rasa=options.rasa)
     px = choose_px(subject, options.size)
     patch_px = subject.model.model.patch_px
-    images = [read_image(str(path)) for path in options.images]
+    readable = read_images(options.images)
+    images = list(readable.values())
     fitted = [fit_image(image, px=px, patch_px=patch_px) for image in images]
     grids = [(image.height // patch_px, image.width // patch_px) for image in fitted]
     tokens = [encode_image(encode, image) for image in fitted]
@@ -101,11 +105,26 @@ def draw_pictures(options: argparse.Namespace) -> list[Path]:
     else:
         colorings = color_patches(tokens, grids=grids)
     written = []
-    for number, (image, coloring, grid) in enumerate(zip(images, colorings, grids, strict=True)):
+    for (number, image), coloring, grid in zip(readable.items(), colorings, grids, strict=True):
         picture = render_panels(image, coloring, grid=grid, resampling=RESAMPLING[options.upsample])
         written.append(options.out / f"{number + 1:02d}_{options.images[number].stem}.png")
         save_picture(picture, written[-1], subject=subject)
     return written
+
+
+def read_images(paths: Sequence[Path]) -> dict[int, Image.Image]:
+    """The images that can be read, by their number; the others are named on stderr. Raises `DataError` without any."""
+    found, unreadable = {}, []
+    for number, path in enumerate(paths):
+        try:
+            found[number] = read_image(str(path))
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+    if not found:
+        raise DataError(f"none of the {len(paths)} images can be read, the last: {unreadable[-1]}")
+    for line in unreadable:
+        print(f"left out: {line}", file=sys.stderr)
+    return found
 
 
 def fit_image(image: Image.Image, *, px: int, patch_px: int) -> Image.Image:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from franca.config import Augment, Crops, Quirks
 from franca.data.augment import draw_view, render_view
+from franca.data.errors import DataError, UnreadableImageError
 from franca.data.prefetch import prefetch
 from franca.evaluate.position import patch_positions
 from franca.evaluate.subject import EncodePatches
@@ -48,7 +49,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Image.Image:
-        """The image at `index`. Raises `DataError`."""
+        """The image at `index`. Raises `UnreadableImageError`."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ def train_plane(
     settings: RasaSettings,
     grid: int,
     workers: int,
+    unreadable: set[str] | None = None,
 ) -> tuple[Float[Tensor, "2 d"], float]:
     """Weights of the plane of number `plane`, and the mean loss of its last epoch.
 
     `removed` is the matrix that takes the planes before it out of tokens. A pure function of its arguments: every draw
-    comes from the seed, the plane, the epoch and the image.
+    comes from the seed, the plane, the epoch and the image. An image that cannot be read is left out of its batch, and
+    a line on it goes to `unreadable`. Raises `DataError` where none can be read.
     """
     batches = plan_batches(len(images), plane=plane, settings=settings)
     views = prefetch(functools.partial(_read_views, images, settings, plane), batches, workers=workers)
@@ -92,7 +95,11 @@ def train_plane(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(batches))
     target = patch_positions(grid, device=matrix.device)
     losses = []
-    for pixels in views:
+    failures = set() if unreadable is None else unreadable
+    for pixels, lines in views:
+        failures.update(lines)
+        if not len(pixels):
+            continue
         with torch.no_grad():
             left = encode(pixels) @ matrix
         loss = nn.functional.mse_loss(layer(left).sigmoid(), target.expand(len(pixels), -1, -1))
@@ -101,6 +108,8 @@ def train_plane(
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
+    if not losses:
+        raise DataError(f"none of the {len(images)} images can be read, one of them: {min(failures)}")
     last = torch.stack(losses[-(len(batches) // settings.epochs) :]).mean()
     return (layer.weight.detach().double() @ removed).float(), float(last)
 
@@ -139,14 +148,17 @@ def make_view(image: Image.Image, *, px: int, generator: np.random.Generator) ->
 
 def _read_views(
     images: Images, settings: RasaSettings, plane: int, batch: tuple[int, tuple[int, ...]]
-) -> UInt8[Tensor, "n px px 3"]:
+) -> tuple[UInt8[Tensor, "n px px 3"], tuple[str, ...]]:
+    """Views of the images of a batch that can be read, and a line for each other."""
     epoch, indices = batch
-    views = [
-        make_view(
-            images.read(index),
-            px=settings.px,
-            generator=np.random.default_rng([settings.seed, plane, epoch, index]),
-        )
-        for index in indices
-    ]
-    return torch.from_numpy(np.stack(views))
+    views, unreadable = [], []
+    for index in indices:
+        try:
+            image = images.read(index)
+        except UnreadableImageError as error:
+            unreadable.append(str(error))
+            continue
+        generator = np.random.default_rng([settings.seed, plane, epoch, index])
+        views.append(make_view(image, px=settings.px, generator=generator))
+    pixels = np.stack(views) if views else np.empty((0, settings.px, settings.px, 3), np.uint8)
+    return torch.from_numpy(pixels), tuple(unreadable)

@@ -2,8 +2,8 @@
 
 After each plane the head so far is written to `rasa_head.safetensors`; a run that was killed goes on there.
 `results_rasa.json` says how well tokens tell their position before and after each plane and, where the images have
-masks, how well they segment before and after. Exit codes: 0 written; 2 a folder, configuration, dataset or weights file
-that will not do.
+masks, how well they segment before and after; and which images could not be read and were left out.
+Exit codes: 0 written; 2 a folder, configuration, dataset or weights file that will not do.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from franca.config import ConfigError
-from franca.data.datasets import DataError, Dataset, load_dataset, read_image
+from franca.data.datasets import DataError, Dataset, UnreadableImageError, load_dataset, read_image
 from franca.data.pixel_labels import LAYOUTS, SegmentationSet, load_segmentation
 from franca.evaluate.knn import replace_file
 from franca.evaluate.position import position_moments, position_r2
@@ -103,6 +103,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     r2 = results["position_r2"]
     print(f"position told by patch tokens (R²): {r2[0]:.3f} before, {r2[-1]:.3f} after {len(r2) - 1} planes")
+    if results["unreadable"]:
+        count, first = len(results["unreadable"]), results["unreadable"][0]
+        print(f"{count} images could not be read and were left out, the first: {first}", file=sys.stderr)
     if results["in_context"]:
         scores = results["in_context"]
         print(f"{scores['dataset']} in-context mIoU: {scores['before']:.2f} % before, {scores['after']:.2f} % after")
@@ -123,7 +126,9 @@ def train_rasa(options: argparse.Namespace) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
     }
     path = options.out / HEAD
-    planes, losses = load_progress(path, origin=origin, planes=options.iterations, dim=subject.model.model.embed_dim)
+    planes, losses, unreadable = load_progress(
+        path, origin=origin, planes=options.iterations, dim=subject.model.model.embed_dim
+    )
     for plane in range(len(planes), options.iterations):
         weight, loss = train_plane(
             encode,
@@ -133,35 +138,49 @@ def train_rasa(options: argparse.Namespace) -> dict[str, Any]:
             settings=settings,
             grid=grid,
             workers=options.workers,
+            unreadable=unreadable,
         )
         if not math.isfinite(loss):
             raise WeightsError(f"{subject.path}: patch tokens that are not finite: the model has diverged")
         planes, losses = [*planes, weight.cpu()], [*losses, loss]
-        save_progress(path, planes, losses=losses, origin=origin)
+        save_progress(path, planes, losses=losses, unreadable=unreadable, origin=origin)
         print(f"plane {plane + 1} of {options.iterations}: loss {loss:.5f}", flush=True)
     results = origin | {
         "head": HEAD,
         "head_sha256": file_sha256(path),
         "losses": losses,
-        **measure(encode, planes, split=split, settings=settings, grid=grid),
+        **measure(encode, planes, split=split, settings=settings, grid=grid, unreadable=unreadable),
         "in_context": measure_in_context(subject, path, split=split, options=options, px=settings.px),
+        "unreadable": sorted(unreadable),
     }
     replace_file(options.out / RESULTS, json.dumps(results, indent=2) + "\n")
     return results
 
 
 def measure(
-    encode: EncodePatches, planes: Sequence[Tensor], *, split: Split, settings: RasaSettings, grid: int
+    encode: EncodePatches,
+    planes: Sequence[Tensor],
+    *,
+    split: Split,
+    settings: RasaSettings,
+    grid: int,
+    unreadable: set[str],
 ) -> dict[str, Any]:
-    """R² of positions told by held-out patch tokens: with no plane removed, with one, and so on."""
-    images = [read_squares(part, px=settings.px) for part in (split.train, split.held_out)]
+    """R² of positions told by held-out patch tokens: with no plane removed, with one, and so on.
+
+    Lines on images that cannot be read go to `unreadable`. Raises `DataError` where none of either kind can be.
+    """
+    parts, left_out = (split.train, split.held_out), (set[str](), set[str]())
+    images = [read_squares(part, px=settings.px, unreadable=out) for part, out in zip(parts, left_out, strict=True)]
     fitted, held_out = (position_moments(encode, batches, grid=grid) for batches in images)
+    unreadable.update(*left_out)
+    counts = [min(len(part), MEASURED) - len(out) for part, out in zip(parts, left_out, strict=True)]
     dim = len(fitted.mean) - 2
     matrices = [fold_planes(planes[:count], dim=dim) for count in range(len(planes) + 1)]
     return {
         "position_r2": [position_r2(fitted, held_out, matrix=matrix) for matrix in matrices],
-        "images_fitted": min(len(split.train), MEASURED),
-        "images_held_out": min(len(split.held_out), MEASURED),
+        "images_fitted": counts[0],
+        "images_held_out": counts[1],
     }
 
 
@@ -214,15 +233,28 @@ def open_images(data: str, *, layout: str | None) -> Split:
     return Split(ImageFiles(train_paths), ImageFiles(tuple(sorted(kept))), f"folder: {digest}")
 
 
-def read_squares(images: Images, *, px: int) -> Iterator[UInt8[Tensor, "n px px 3"]]:
-    """The first images of a set, whole, as squares."""
+def read_squares(images: Images, *, px: int, unreadable: set[str]) -> Iterator[UInt8[Tensor, "n px px 3"]]:
+    """The first images of a set, whole, as squares; lines on those that cannot be read go to `unreadable`.
+
+    Raises `DataError` where none can be read.
+    """
     count = min(len(images), MEASURED)
     for first in range(0, count, BATCH):
-        squares = [square_view(images.read(index), px=px) for index in range(first, min(first + BATCH, count))]
-        yield torch.from_numpy(np.stack(squares))
+        squares = []
+        for index in range(first, min(first + BATCH, count)):
+            try:
+                squares.append(square_view(images.read(index), px=px))
+            except UnreadableImageError as error:
+                unreadable.add(str(error))
+        if squares:
+            yield torch.from_numpy(np.stack(squares))
+    if len(unreadable) == count:
+        raise DataError(f"none of {count} images to measure positions on can be read, one of them: {min(unreadable)}")
 
 
-def save_progress(path: Path, planes: Sequence[Tensor], *, losses: Sequence[float], origin: dict[str, Any]) -> None:
+def save_progress(
+    path: Path, planes: Sequence[Tensor], *, losses: Sequence[float], unreadable: set[str], origin: dict[str, Any]
+) -> None:
     """Write a head of the planes so far, whole or not at all, with what it was trained by."""
     head = RasaHead(planes[0].shape[1], planes=len(planes))
     with torch.no_grad():
@@ -231,20 +263,22 @@ def save_progress(path: Path, planes: Sequence[Tensor], *, losses: Sequence[floa
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     # One entry: safetensors orders several at random, and equal heads shall make equal files.
-    text = json.dumps(origin | {"losses": list(losses)}, sort_keys=True)
+    text = json.dumps(origin | {"losses": list(losses), "unreadable": sorted(unreadable)}, sort_keys=True)
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, temporary, {"rasa": text})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def load_progress(path: Path, *, origin: dict[str, Any], planes: int, dim: int) -> tuple[list[Tensor], list[float]]:
-    """The planes that are trained already and their losses; none where there is no file.
+def load_progress(
+    path: Path, *, origin: dict[str, Any], planes: int, dim: int
+) -> tuple[list[Tensor], list[float], set[str]]:
+    """The planes that are trained already, their losses and the images left out; none where there is no file.
 
     Raises `ConfigError` where the file is another head's: of other weights, images or settings, or with more planes.
     """
     if not path.exists():
-        return [], []
+        return [], [], set()
     head = load_rasa_head(path, dim=dim)
     with safe_open(path, framework="pt") as file:
         written = json.loads((file.metadata() or {}).get("rasa", "{}"))
@@ -255,7 +289,7 @@ def load_progress(path: Path, *, origin: dict[str, Any], planes: int, dim: int) 
             )
     if len(head.planes) > planes:
         raise ConfigError(f"{path}: has {len(head.planes)} planes and --iterations are {planes}; use another --out")
-    return [weight.detach() for weight in head.planes], written["losses"]
+    return [weight.detach() for weight in head.planes], written["losses"], set(written.get("unreadable", ()))
 
 
 def _make_parser() -> argparse.ArgumentParser:
