@@ -10,6 +10,7 @@ Letters: n images, d embedding dimensions.
 """
 
 import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -84,7 +85,8 @@ def train_plane(
     a line on it goes to `unreadable`. Raises `DataError` where none can be read.
     """
     batches = plan_batches(len(images), plane=plane, settings=settings)
-    views = prefetch(functools.partial(_read_views, images, settings, plane), batches, workers=workers)
+    read = prefetch(functools.partial(_read_views, images, settings, plane), batches, workers=workers)
+    views = _keep_readable(read, images=len(images), unreadable=set() if unreadable is None else unreadable)
     matrix = removed.float()
     layer = nn.Linear(len(matrix), 2, bias=False, device=matrix.device)
     bound = len(matrix) ** -0.5
@@ -93,13 +95,8 @@ def train_plane(
         layer.weight.copy_(torch.empty(2, len(matrix)).uniform_(-bound, bound, generator=generator))
     optimizer = torch.optim.AdamW(layer.parameters(), lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(batches))
-    target = patch_positions(grid, device=matrix.device)
-    losses = []
-    failures = set() if unreadable is None else unreadable
-    for pixels, lines in views:
-        failures.update(lines)
-        if not len(pixels):
-            continue
+    target, losses = patch_positions(grid, device=matrix.device), []
+    for pixels in views:
         with torch.no_grad():
             left = encode(pixels) @ matrix
         loss = nn.functional.mse_loss(layer(left).sigmoid(), target.expand(len(pixels), -1, -1))
@@ -108,8 +105,6 @@ def train_plane(
         optimizer.step()
         schedule.step()
         losses.append(loss.detach())
-    if not losses:
-        raise DataError(f"none of the {len(images)} images can be read, one of them: {min(failures)}")
     last = torch.stack(losses[-(len(batches) // settings.epochs) :]).mean()
     return (layer.weight.detach().double() @ removed).float(), float(last)
 
@@ -144,6 +139,20 @@ def make_view(image: Image.Image, *, px: int, generator: np.random.Generator) ->
         turned = Image.fromarray(np.ascontiguousarray(pixels)).rotate(TURN * (2 * u_angle - 1))
         pixels = np.asarray(turned)
     return pixels
+
+
+def _keep_readable(
+    views: Iterable[tuple[Tensor, tuple[str, ...]]], *, images: int, unreadable: set[str]
+) -> Iterator[UInt8[Tensor, "_ px px 3"]]:
+    """The batches with any views. Raises `DataError` where there is none."""
+    found = False
+    for pixels, lines in views:
+        unreadable.update(lines)
+        if len(pixels):
+            found = True
+            yield pixels
+    if not found:
+        raise DataError(f"none of the {images} images can be read, one of them: {min(unreadable)}")
 
 
 def _read_views(

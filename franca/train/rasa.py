@@ -119,13 +119,9 @@ def train_rasa(options: argparse.Namespace) -> dict[str, Any]:
     settings = RasaSettings(options.epochs, options.lr, options.batch, choose_px(subject, options.size), options.seed)
     split = open_images(options.data, layout=options.layout)
     encode = make_patch_encoder(subject, device=device)
-    grid = settings.px // subject.model.model.patch_px
-    origin = {
-        "checkpoint_sha256": subject.sha256,
-        "data": split.identity,
-        "settings": dataclasses.asdict(settings),
-    }
-    path = options.out / HEAD
+    grid, path = settings.px // subject.model.model.patch_px, options.out / HEAD
+    own = dataclasses.asdict(settings)
+    origin = {"checkpoint_sha256": subject.sha256, "data": split.identity, "settings": own}
     planes, losses, unreadable = load_progress(
         path, origin=origin, planes=options.iterations, dim=subject.model.model.embed_dim
     )
