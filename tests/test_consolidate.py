@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_checkpoint import CONFIG, Run, file_size_limit, flip_bit
+from test_checkpoint import CONFIG, Run, file_size_limit
+from test_damaged_checkpoints import flip_bit
 from test_distributed import run_processes
 from test_resharding import CONFIG as UNEVEN
 from test_resharding import make_values, pass_on
