@@ -40,6 +40,7 @@ def make_site(project: Path) -> Site:
         device="auto",
         nodes=1,
         gpus_per_node=None,
+        processes_per_node=None,
         batch_per_gpu_max=None,
         workers=0,
         threads=1,
