@@ -296,6 +296,11 @@ def peak_lr(recipe: Recipe) -> float:
     return recipe.optim.base_lr * math.sqrt(recipe.global_batch / 1024)
 
 
+def koleo_group(recipe: Recipe) -> int:
+    """Among how many images KoLeo seeks neighbors."""
+    return recipe.losses.koleo_images or recipe.global_batch
+
+
 def prototypes_per_level(head: Head, nesting: tuple[int, ...]) -> tuple[int, ...]:
     """Prototypes of each nesting level, narrowest first: in proportion to its width; one level where none is nested."""
     if not nesting:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from franca.config import Execution, TrainConfig
+from franca.config import Execution, TrainConfig, koleo_group
 from reproduce.errors import SiteError, SpecError
 from reproduce.sites import Site as Site
 from reproduce.sites import load_site as load_site
@@ -258,7 +258,7 @@ def _batch_per_process(spec: Spec, site: Site, *, images: int) -> int:
     It holds whole groups of KoLeo's neighbors, or lies within one.
     """
     most = min(spec.resources.batch_per_gpu, site.batch_per_gpu_max or spec.resources.batch_per_gpu, images)
-    group = spec.recipe.losses.koleo_images or spec.recipe.global_batch
+    group = koleo_group(spec.recipe)
     fitting = (size for size in range(1, most + 1) if images % size == 0 and 0 in (size % group, group % size))
     return max(fitting)
 
@@ -291,7 +291,7 @@ def _notes(spec: Spec, execution: Execution) -> Iterator[str]:
             f"{execution.processes} {'GPU' if execution.processes == 1 else 'GPUs'} in place of {resources.gpus}: "
             f"{execution.batch_per_process} images on each, {execution.accumulation} times per iteration"
         )
-    group = spec.recipe.losses.koleo_images or spec.recipe.global_batch
+    group = koleo_group(spec.recipe)
     if execution.accumulation > 1 and execution.batch_per_process < group:
         yield (
             f"KoLeo's {group} images come in parts of {execution.batch_per_process}: the student sees the global crops "

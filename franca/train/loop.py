@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from franca.config import ConfigError, TrainConfig, recipe_fingerprint
+from franca.config import ConfigError, TrainConfig, koleo_group, recipe_fingerprint
 from franca.data.datasets import load_dataset
 from franca.data.loader import make_loader
 from franca.distributed import (
@@ -179,7 +179,7 @@ def check_config(config: TrainConfig) -> None:
             raise ConfigError(f"execution.{key}: {getattr(execution, key)} is not at least 1")
     if recipe.crops.local_number < 1:
         raise ConfigError(f"recipe.crops.local_number: {recipe.crops.local_number} is not at least 1")
-    batch, group = execution.batch_per_process, recipe.losses.koleo_images or recipe.global_batch
+    batch, group = execution.batch_per_process, koleo_group(recipe)
     if recipe.global_batch % batch == 0 and (recipe.global_batch % group or (batch % group and group % batch)):
         raise ConfigError(
             f"recipe.losses.koleo_images: groups of {group} do not fit into {recipe.global_batch} images of which a "

@@ -9,7 +9,6 @@ batch, d embedding dimensions, k prototypes of a level.
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from franca.config import ConfigError, Precision, Recipe, prototypes_per_level
+from franca.config import ConfigError, Model, Precision, Recipe, koleo_group, prototypes_per_level
 from franca.data.loader import Batch
 from franca.distributed import all_gather, local_part
+from franca.flops import teacher_recipe
 from franca.losses.center import softmax_centers, update_centers
 from franca.losses.dino import dino_loss
 from franca.losses.ibot import ibot_loss
@@ -81,7 +81,8 @@ class SelfDistillation(nn.Module):
         self.teacher = make_networks(recipe, attention=attention).requires_grad_(False)
         self.frozen_teacher: nn.ModuleDict | None = None
         if recipe.frozen_teacher:
-            self.frozen_teacher = make_networks(_frozen_recipe(recipe), attention=attention).requires_grad_(False)
+            _check_frozen_teacher(recipe.frozen_teacher.model, recipe=recipe)
+            self.frozen_teacher = make_networks(teacher_recipe(recipe), attention=attention).requires_grad_(False)
         self.train()
         # iBOT is off where it weighs nothing or where the share of masked crops rounds down to none.
         masked_crops = int(2 * recipe.global_batch * recipe.masking.sample_probability)
@@ -167,7 +168,7 @@ class SelfDistillation(nn.Module):
 
     def koleo_spans(self, images: int) -> bool:
         """Whether KoLeo's groups are wider than a part of so many images, and so need `neighbors`."""
-        return self.recipe.losses.koleo_weight > 0 and images % self._koleo_images > 0
+        return self.recipe.losses.koleo_weight > 0 and images % koleo_group(self.recipe) > 0
 
     @torch.no_grad()
     def update_teacher(self, *, momentum: float) -> None:
@@ -180,10 +181,6 @@ class SelfDistillation(nn.Module):
             [local_part(parameter) for parameter in networks.parameters()] for networks in (self.teacher, self.student)
         )
         return teacher, student
-
-    @property
-    def _koleo_images(self) -> int:
-        return self.recipe.losses.koleo_images or self.recipe.global_batch
 
     def _student_features(
         self, views: Views, *, generator: torch.Generator | None, first_only: bool = False
@@ -253,7 +250,7 @@ class SelfDistillation(nn.Module):
         return sum(
             koleo_loss_in_groups(
                 view,
-                images=self._koleo_images,
+                images=koleo_group(self.recipe),
                 others=None if neighbors is None else neighbors[number],
                 first=first_image,
                 half=self.recipe.quirks.koleo_half,
@@ -341,20 +338,16 @@ def make_networks(recipe: Recipe, *, attention: str = "sdpa", recompute: bool = 
     return nn.ModuleDict(networks)
 
 
-def _frozen_recipe(recipe: Recipe) -> Recipe:
-    """The recipe of a frozen teacher's networks: its own model, and heads whose nesting has the student's shares."""
-    frozen = recipe.frozen_teacher
-    assert frozen is not None
-    if frozen.model.patch_px != recipe.model.patch_px:
+def _check_frozen_teacher(teacher: Model, *, recipe: Recipe) -> None:
+    """Raise `ConfigError` where a teacher's patches or the nesting of its heads cannot be the student's."""
+    if teacher.patch_px != recipe.model.patch_px:
         raise ConfigError(
-            f"recipe.frozen_teacher.model.patch_px: {frozen.model.patch_px}, but the student's patches, which are "
+            f"recipe.frozen_teacher.model.patch_px: {teacher.patch_px}, but the student's patches, which are "
             f"compared with the teacher's, have {recipe.model.patch_px}"
         )
-    widths = [width * frozen.model.embed_dim / recipe.model.embed_dim for width in recipe.heads.nesting]
+    widths = [width * teacher.embed_dim / recipe.model.embed_dim for width in recipe.heads.nesting]
     if any(width != int(width) for width in widths):
         raise ConfigError(f"recipe.heads.nesting: these shares of the teacher's width would be {widths}")
-    heads = dataclasses.replace(recipe.heads, nesting=tuple(map(int, widths)))
-    return dataclasses.replace(recipe, model=frozen.model, heads=heads)
 
 
 def _first(count: int, part: Part) -> Levels:
