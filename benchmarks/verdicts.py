@@ -4,7 +4,8 @@
     python benchmarks/verdicts.py                 # judge what was trained; train nothing
 
 Every run goes through `reproduce run`, so what is trained is not trained again and one that was cut off goes on. A
-fault is an override; when it is judged, the run claims the row's own recipe, as a program with that fault would. Runs
+fault is an override, or images that were taken away from under the run; when it is judged, the run claims the row's own
+recipe, as a program with that fault would. A fault that a schedule column shows is trained for a tenth of the run. Runs
 are judged at every tenth iteration as `reproduce watch` would have: the first cut at which a check fails is when the
 fault was found, and an unchanged run that fails at any cut is a false alarm. The ten published seeds are references;
 each of them is judged against the other nine as well. Written: verdicts.json and verdicts.md in the folder `--to`.
@@ -14,8 +15,10 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,24 @@ UNCHANGED = range(11, 31)
 SEEDS = range(101, 104)
 STEP = 10  # iterations between two looks
 
+IMAGES_MISSING = "a tenth of the images missing"
+# Imported by Python itself before anything else: scikit-learn's digits without a tenth of those to train on, which are
+# all but the 360 whose pixels have the smallest SHA-256.
+WITHOUT_A_TENTH = """
+import hashlib
+import numpy as np
+import sklearn.datasets
+load = sklearn.datasets.load_digits
+def load_digits():
+    bunch = load()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    order = sorted(range(len(pixels)), key=lambda index: hashlib.sha256(pixels[index].tobytes()).digest())
+    kept = np.sort(order[:360] + [index for place, index in enumerate(order[360:]) if place % 10])
+    bunch.images, bunch.target = bunch.images[kept], bunch.target[kept]
+    return bunch
+sklearn.datasets.load_digits = load_digits
+"""
+
 FAULTS: dict[str, tuple[str, ...]] = {
     "learning rate × 2": ("optim.base_lr=0.006",),
     "learning rate × 1.1": ("optim.base_lr=0.0033",),
@@ -52,10 +73,22 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "smaller local crops": ("crops.local_scale=[0.2,0.5]",),
     "larger global crops": ("crops.global_scale=[0.9,1.0]",),
     "three local crops": ("crops.local_number=3",),
+    IMAGES_MISSING: (),
     "everything blurred": ("augment.blur_probability_global_1=0.9", "augment.blur_probability_local=0.9"),
     "no clipping": ("optim.clip_norm=1000.0",),
     "half of the batch": ("global_batch=32",),
     "layer-wise decay 0.8": ("optim.layerwise_decay=0.8",),
+}
+# Every printed line shows these, so a tenth of the run tells all that can be told.
+IN_A_COLUMN = {
+    "learning rate × 2",
+    "learning rate × 1.1",
+    "learning rate × 1.01",
+    "warm-up of 50 in place of 100",
+    "10 % more iterations",
+    "weight decay constant",
+    "teacher's momentum constant",
+    "half of the batch",
 }
 
 
@@ -66,6 +99,11 @@ class Trial:
     fault: str
     seed: int
     overrides: tuple[str, ...]
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The states in which the run is as far as it is to go."""
+        return ("finished", "paused") if self.fault in IN_A_COLUMN else ("finished",)
 
 
 @dataclass(frozen=True)
@@ -99,7 +137,13 @@ def list_trials() -> Iterator[Trial]:
 def train(trial: Trial) -> None:
     """Train, evaluate and report one run, or take it up where it was cut off."""
     command = ["nice", "-n", "10", sys.executable, "-m", "reproduce", "run", ROW, *trial.overrides]
-    subprocess.run([*command, f"seed={trial.seed}"], check=False)
+    command += [f"seed={trial.seed}", *(("--until", "10%") if trial.fault in IN_A_COLUMN else ())]
+    with tempfile.TemporaryDirectory() as planted:
+        environment = dict(os.environ)
+        if trial.fault == IMAGES_MISSING:
+            (Path(planted) / "sitecustomize.py").write_text(WITHOUT_A_TENTH)
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (planted, environment.get("PYTHONPATH"))))
+        subprocess.run(command, check=False, env=environment)
 
 
 def load_trial(trial: Trial) -> History | None:
@@ -107,7 +151,7 @@ def load_trial(trial: Trial) -> History | None:
     spec = load_run_spec(ROW, changes=trial.overrides, seed=trial.seed)
     folder = find_files(spec).folder
     state = folder / "state.json"
-    if not state.is_file() or json.loads(state.read_text())["state"] != "finished":
+    if not state.is_file() or json.loads(state.read_text())["state"] not in trial.ends:
         return None
     history = load_history(folder)
     own = load_run_spec(ROW, changes=(), seed=trial.seed)
