@@ -12,6 +12,7 @@ from typing import Any, Literal
 from franca.config import Recipe, peak_lr, prototypes_per_level
 from franca.flops import count_parameters, ffn_hidden
 from reproduce.spec import Claim, ClaimedValue, Spec, Value
+from reproduce.terminal import printable_lines
 
 State = Literal["agree", "conflict", "single", "open"]
 WORST_FIRST: tuple[State, ...] = ("conflict", "open", "agree", "single")
@@ -106,7 +107,7 @@ def render_audit(spec: Spec, *, states: Sequence[State] = ("conflict", "open")) 
     lines += [
         f"  {marks[check.agrees]}  {check.title}: {check.computed}; {check.expected}" for check in cross_checks(spec)
     ]
-    return "\n".join([*lines, "", *_render_judges(spec)]) + "\n"
+    return printable_lines("\n".join([*lines, "", *_render_judges(spec)]) + "\n")
 
 
 def render_value(value: Value, *, unit: str | None = None) -> str:

@@ -27,6 +27,7 @@ from reproduce.console import (
 from reproduce.files import short_path
 from reproduce.live_command import watch_run as watch_run  # these modules register their commands
 from reproduce.log_commands import compare_logs as compare_logs
+from reproduce.terminal import printable_lines
 
 
 @command("list")
@@ -37,7 +38,7 @@ def list_rows(as_json: Json = False) -> int:
     states, broken = list_row_states()
     show(states, as_json=as_json, text=lambda: render_rows(states, width=width()))
     for error in broken:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(printable_lines(f"error: {error}"), err=True)
     return 2 if broken else 0
 
 
@@ -75,7 +76,8 @@ def show_row(
             "changes": [str(change) for change in spec.changes],
             "recipe": to_mapping(spec.recipe),
         }
-    show(content, as_json=as_json, text=lambda: yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip()
+    show(content, as_json=as_json, text=lambda: printable_lines(text))
 
 
 @command("audit")
@@ -211,8 +213,8 @@ def report_row(row: Row, changes: Changes = None, seed: Seed = None) -> None:
     files = find_run(row, changes, seed=seed)
     path = write_report(files)
     verdict = load_verdict(files)
-    typer.echo(f"{verdict.outcome.upper()}  {verdict.sentence}" if verdict else "not run yet: the report is an audit")
-    typer.echo(short_path(path))
+    said = verdict.outcome.upper() if verdict else "not run yet: the report is an audit"
+    typer.echo(f"{short_path(path)}  {said}")
 
 
 @command("fetch")

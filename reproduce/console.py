@@ -5,7 +5,6 @@ Modules are imported by the commands that need them, so that `reproduce list` an
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,8 @@ import typer
 
 from reproduce.errors import ReproduceError
 from reproduce.files import short_path
-from reproduce.terminal import printable
+from reproduce.json_text import render_json
+from reproduce.terminal import printable_lines
 
 if TYPE_CHECKING:
     from reproduce.verdict import Verdict
@@ -72,7 +72,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], Callable[..., No
                 code = function(*arguments, **options) or 0
                 sys.stdout.flush()
             except ReproduceError as error:
-                typer.echo("\n".join(map(printable, f"error: {error}".splitlines())), err=True)
+                typer.echo(printable_lines(f"error: {error}"), err=True)
                 code = error.exit_code
             except KeyboardInterrupt:
                 code = 130
@@ -89,7 +89,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], Callable[..., No
 def show(content: Any, *, as_json: bool, text: Callable[[], str]) -> None:
     """Print JSON, or text for people."""
     if as_json:
-        typer.echo(json.dumps(to_plain(content), indent=1, ensure_ascii=False, allow_nan=False))
+        typer.echo(render_json(to_plain(content)))
     else:
         typer.echo(text())
 

@@ -43,5 +43,6 @@ def is_locked(path: Path) -> bool:
 
 
 def short_path(path: Path) -> str:
-    """A path as it can be typed here: relative where it lies below the working directory."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """A path as it can be typed here, relative below the working directory; what cannot be printed is replaced."""
+    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return "".join(character if character.isprintable() else "�" for character in text)

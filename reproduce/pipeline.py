@@ -32,6 +32,7 @@ JUDGING_CODE = (
     "reproduce/conclusions.py",
     "reproduce/curves.py",
     "reproduce/dialects",
+    "reproduce/json_text.py",
     "reproduce/labels.py",
     "reproduce/layers",
     "reproduce/lineage.py",

@@ -4,6 +4,7 @@ import time
 from typing import TextIO
 
 from reproduce.progress import Progress, render_progress
+from reproduce.terminal import printable_lines
 
 QUIET_S = 30.0  # between two lines of a log that nobody watches live
 
@@ -19,7 +20,7 @@ class PlainScreen:
 
     def say(self, text: str) -> None:
         """Print one line at once: a log is read while it grows."""
-        print(text, file=self.stream, flush=True)
+        print(printable_lines(text), file=self.stream, flush=True)
 
     def show(self, progress: Progress) -> None:
         """Print where the run stands if there is news."""
@@ -50,7 +51,7 @@ class LiveScreen:
 
     def say(self, text: str) -> None:
         """Print one line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable_lines(text), markup=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         """Move the bar."""

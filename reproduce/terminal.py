@@ -34,6 +34,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " if character.isspace() else "�" for character in text)
 
 
+def printable_lines(text: str) -> str:
+    """The text with its line ends, and each line as `printable` has it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def paint(text: str, state: str) -> str:
     """The text in the color of a state; `typer.echo` takes it off again where the output is no terminal."""
     color = COLORS.get(state)

@@ -19,6 +19,7 @@ from reproduce.checks import MetricResult as MetricResult
 from reproduce.conclusions import Grounds, decide, exit_code, say_open_questions, say_outcome
 from reproduce.conclusions import Outcome as Outcome
 from reproduce.curves import BLOCKS_PER_OCTAVE, LOSSES
+from reproduce.json_text import render_json
 from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
@@ -71,7 +72,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """The text of `reports/<row>.json`; the same verdict gives the same bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return render_json(dataclasses.asdict(self)) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Verdict":

@@ -11,6 +11,7 @@ import typer
 from reproduce.console import Changes, Json, Row, Seed, SiteName, Until, command, show, width
 from reproduce.errors import RunError, SiteError
 from reproduce.files import short_path
+from reproduce.terminal import printable_lines
 
 Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again, until Ctrl-C.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print what is added, while the run is being trained.")]
@@ -75,11 +76,11 @@ def print_log(row: Row, changes: Changes = None, seed: Seed = None, lines: Lines
         raise RunError("there is no log yet", path=folder, mend=f"reproduce status {row}")
     with path.open(errors="replace") as file:
         text = file.read().splitlines(keepends=True)
-        typer.echo("".join(text[len(text) - lines if lines < len(text) else 0 :]), nl=False)
+        typer.echo(printable_lines("".join(text[len(text) - lines if lines < len(text) else 0 :])), nl=False)
         asked = time.monotonic()
         while follow:
             more = file.read()
-            typer.echo(more, nl=False)
+            typer.echo(printable_lines(more), nl=False)
             if not more and time.monotonic() - asked > ALIVE_S:
                 if not is_alive(folder):
                     return

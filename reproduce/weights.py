@@ -18,6 +18,7 @@ from reproduce.released import Say, choose_release, get_files, unpack
 from reproduce.resolve import visible_gpus
 from reproduce.sites import Site
 from reproduce.spec import Spec
+from reproduce.terminal import printable_lines
 from reproduce.weights_verdict import EvaluatedFile, WeightsVerdict, judge_weights, verdict_path
 
 PUBLISHED_BATCH = 1024  # images: dinov2 trains its linear probe on eight GPUs with 128 each
@@ -138,4 +139,4 @@ def render_verdict(verdict: WeightsVerdict) -> str:
         where = f"{item.sources}{f', {item.condition}' if item.condition else ''}"
         trusted = " trusted" if item.target else ""
         lines.append(f"  {item.metric:<12} {item.published:6.2f}{trusted:<8}  {mine:<16} {item.state:<13} {where}")
-    return "\n".join([*lines, *(f"  note: {problem}" for problem in verdict.problems)])
+    return printable_lines("\n".join([*lines, *(f"  note: {problem}" for problem in verdict.problems)]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reproduce.json_text import render_json
 from reproduce.spec import Metric, Spec
 
 Outcome = Literal["reproduced", "consistent", "differs", "no reference"]
@@ -71,7 +72,7 @@ class WeightsVerdict:
 
     def to_json(self) -> str:
         """The text of `reports/ROW.weights-PX.json`; the same verdict gives the same bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        return render_json(dataclasses.asdict(self)) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "WeightsVerdict":

@@ -16,7 +16,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
     "attempts snapshot launch runs",
-    "problems labels log_head records dialects logs lineage frames curves bands",
+    "json_text problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
     "published references progress causes endings standing phases judging live released weights pipeline sweeps probes",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reproduce.audit import Finding, audit
 from reproduce.figures.quantities import plural, render_value
-from reproduce.report.page import make_environment
+from reproduce.report.page import render_page
 from reproduce.report.sections import LAYERS, NOT_COMPARED, OUTCOMES, STATE_WORDS, split_metrics, worst_state
 from reproduce.spec import Spec
 from reproduce.verdict import Verdict
@@ -55,7 +55,7 @@ def render_index(entries: Sequence[IndexEntry]) -> str:
         "layers": tuple(LAYERS.items()),
         "summary": f"{plural(len(rows), 'row')}, {run} of them run here.",
     }
-    return make_environment().get_template("index.html").render(context)
+    return render_page("index.html", context)
 
 
 def _make_row(entry: IndexEntry) -> IndexRow:

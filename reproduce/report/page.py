@@ -5,6 +5,7 @@ Everything that came from a log or a spec is escaped: by the template's autoesca
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from reproduce.spec import Spec
 from reproduce.verdict import Verdict
 from reproduce.weights_verdict import WeightsVerdict
 
+KEPT = {"\n", "\t"}
+STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, marks that turn the direction or are not seen, half characters
 DRAWN_SCHEDULES = ("lr", "wd", "mom")
 GITHUB = re.compile(r"([\w.-]+/[\w.-]+):([\w./+-]+)@([0-9a-f]{7,40})")
 ARXIV = re.compile(r"(?:arXiv[: ])?(\d{4}\.\d{4,5}(?:v\d+)?)(?: \([^()]*\))?")
@@ -87,7 +90,7 @@ def render_report(
     if verdict is not None and mine is not None:
         context |= _judged(verdict, mine=mine, references=references, spec=spec, provenance=provenance)
     context["contents"] = _contents(context)
-    return make_environment().get_template("report.html").render(context)
+    return render_page("report.html", context)
 
 
 def make_environment() -> jinja2.Environment:
@@ -115,6 +118,13 @@ def make_environment() -> jinja2.Environment:
     }
     environment.globals["css"] = Markup((Path(__file__).parent / "report.css").read_text())
     return environment
+
+
+def render_page(template: str, context: Mapping[str, Any]) -> str:
+    """A page of one of the templates. What steers the text around it, or has no form in UTF-8, is made visible."""
+    text = make_environment().get_template(template).render(context)
+    steering = {ord(letter): "�" for letter in set(text) - KEPT if unicodedata.category(letter) in STEERING}
+    return text.translate(steering)
 
 
 def source_url(source: Source) -> str | None:
