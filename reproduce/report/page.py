@@ -23,6 +23,7 @@ from reproduce.figures.svg import Scale, iteration_scale
 from reproduce.layers.knn import primary_k
 from reproduce.lineage import History
 from reproduce.report import run_facts, sections
+from reproduce.report.error_rates import load_error_rates
 from reproduce.report.provenance import Provenance
 from reproduce.report.weights_section import make_weights
 from reproduce.sources import Source
@@ -85,6 +86,7 @@ def render_report(
         "provenance_groups": run_facts.provenance_groups(provenance, spec=spec, mine=mine),
         "settings": run_facts.make_setting_tables(spec, mine=mine, references=references),
         "weights": make_weights(weights),
+        "error_rates": load_error_rates(),
         **_claims(spec, findings=findings),
     }
     if verdict is not None and mine is not None:
