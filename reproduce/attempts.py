@@ -18,13 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from reproduce.files import write_whole
+from reproduce.files import is_locked, write_whole
 
 INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be started again
 MISTAKE = 2
 FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 KILLED = "error: the trainer was killed by"
 IDLE_STARTS = 4  # this many starts at one and the same iteration, and the job gives up
+ORPHAN_S = 1200.0  # less than the half hour for which the job's other processes wait for the first one
 GRACE_S = 10.0  # between a task's failure and the end of the others: time to say what they know, and to end themselves
 
 
@@ -77,8 +78,12 @@ class Command:
 
     def _write_start(self, folder: Path, job_id: str) -> None:
         """Note this start; end the job, as failed, where the last ones all began where this one would."""
-        iteration = newest_checkpoint(Path(self.run)) if self.run else 0
         earlier = load_starts(folder, job_id)
+        if self.run and earlier and not _outlive(Path(self.run) / "train.lock"):
+            print(f"error: an earlier start of this job still trains in {self.run}, on a lost node", file=sys.stderr)
+            write_whole(exit_file(folder, job_id), "1\n")
+            sys.exit(1)
+        iteration = newest_checkpoint(Path(self.run)) if self.run else 0
         if self.run and len(earlier) >= IDLE_STARTS and {s.iteration for s in earlier[-IDLE_STARTS:]} == {iteration}:
             print(f"error: started {IDLE_STARTS} times at iteration {iteration} and came no further", file=sys.stderr)
             write_whole(exit_file(folder, job_id), "1\n")
@@ -108,6 +113,16 @@ def load_starts(folder: Path, job_id: str) -> tuple[Start, ...]:
 def newest_checkpoint(run: Path) -> int:
     """The iteration of the newest checkpoint in a run folder; 0 without one."""
     return max((int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()), default=0)
+
+
+def _outlive(lock: Path) -> bool:
+    """Wait until nobody trains: on a node that the cluster lost sight of, an earlier start may live on and write."""
+    end = time.monotonic() + ORPHAN_S
+    while is_locked(lock):
+        if time.monotonic() > end:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def _run_child(arguments: Sequence[str]) -> int:

@@ -31,7 +31,9 @@ Executor = Literal["local", "slurm"]
 
 MAX_REQUEUES = 10_000  # submitit gives a job up after 3 time limits; a run of months passes one every day
 ONE_YEAR_MIN = 366 * 24 * 60  # submitit's local executor would end a job after 2 minutes
-SRUN_NOISE = re.compile(r"srun: (error: .* Exited with exit code|launch/slurm: |Terminating StepId|Job step aborted)")
+NOISE = re.compile(
+    r"srun: (error: .* Exited with exit code|launch/slurm: |Terminating StepId|Job step aborted)|submitit WARNING "
+)
 CONTROLLER_LOG = "controller.log"
 REQUEST_FILE = "request.json"
 JOB_FILE = "job.json"
@@ -91,7 +93,7 @@ class Job:
         """The last non-empty lines that rank 0 (or, before it came to be, the controller) printed as errors."""
         for path in (self.stderr, self.folder / CONTROLLER_LOG):
             text = read_tail(path, size=65536) if path.is_file() else ""
-            said = [line for line in text.splitlines() if line.strip() and not SRUN_NOISE.match(line)]
+            said = [line for line in text.splitlines() if line.strip() and not NOISE.match(line)]
             if said:
                 return "\n".join(said[-lines:])
         return ""

@@ -19,6 +19,7 @@ from reproduce.sites import Slurm
 HAS_CLUSTER = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 NEEDS_CLUSTER = [
     pytest.mark.slurm,
+    pytest.mark.timeout(1200),  # clusters take their time, and the machine below may be busy
     pytest.mark.skipif(not HAS_CLUSTER, reason="no SLURM cluster answers here (sbatch, sinfo)"),
 ]
 COMMAND = ("reproduce", "train", "digits", "--site", "slurm")
@@ -57,7 +58,7 @@ def on_cluster(folder: Path, *, slurm: Slurm = SLURM, **changes: object) -> Reso
     return dataclasses.replace(resolved, site=site)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"

@@ -1,5 +1,6 @@
 """Starts of a job: counted, and given up where they lead nowhere."""
 
+import fcntl
 import json
 import sys
 import time
@@ -48,6 +49,21 @@ def test_job_without_progress_gives_up(tmp_path: Path) -> None:
     assert len(job.starts()) == IDLE_STARTS
     assert job.exit_code() == 1
     assert f"started {IDLE_STARTS} times at iteration 0 and came no further" in job.stderr.read_text()
+
+
+def test_restart_waits_for_a_start_that_lives_on(tmp_path: Path) -> None:
+    """While an earlier start trains on, on a node that the cluster lost, the next one waits: two would both write."""
+    with (tmp_path / "train.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = requeueing(tmp_path, saves=True)
+        end = time.monotonic() + 60
+        while not (tmp_path / "checkpoints" / "000001").is_dir():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(3)
+        assert [start.iteration for start in job.starts()] == [0]
+    finish(job)
+    assert [start.iteration for start in job.starts()] == [0, 1, 2, 3, 4, 5]
 
 
 def test_torn_start_is_left_out(tmp_path: Path) -> None:

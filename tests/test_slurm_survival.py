@@ -2,24 +2,28 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slurm_runs import COMMAND, LONG, NEEDS_CLUSTER, SLURM, Silent, on_cluster, wait_until, when_training
 from small_runs import ROOT, make_resolved
 
-from reproduce.endings import FailedRunError
+from reproduce.attempts import newest_checkpoint
+from reproduce.endings import FailedRunError, InterruptedRunError
 from reproduce.launch import submit
 from reproduce.phases import POLL_S, train
 from reproduce.runs import is_alive, newest_job, read_provenance, read_state
 
 pytestmark = NEEDS_CLUSTER
 CLUSTER = ROOT / "tests" / "slurm"
+ENDLESS = {"iterations": 100_000, "evaluation": {"period_iterations": 100_000}}  # until it is stopped
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +43,11 @@ def cluster(*arguments: str) -> None:
     subprocess.run([str(CLUSTER / arguments[0]), *arguments[1:]], check=True, capture_output=True)
 
 
+def where(job: str) -> str:
+    """The nodes that a job has; none while it waits."""
+    return subprocess.run(["squeue", "-h", "-o", "%N", "-j", job], capture_output=True, text=True).stdout.strip()
+
+
 def starts(folder: Path) -> list[int]:
     """From which iterations the run's newest job was started."""
     job = newest_job(folder)
@@ -55,6 +64,77 @@ def weights_of(folder: Path) -> dict[str, str]:
     paths = sorted(folder.glob("eval/training_*/*.safetensors"))
     assert paths
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def files_of(checkpoint: Path) -> dict[str, str]:
+    """The hash of every file of a checkpoint, as it says itself."""
+    files = json.loads((checkpoint / "checkpoint.json").read_text())["files"]
+    assert files
+    return dict(files)
+
+
+def assert_as_left_alone(folder: Path, *, recipe: dict[str, Any], alone: Path) -> None:
+    """A run that was stopped has the checkpoint, bit for bit, of one that came as far on this machine, undisturbed."""
+    done = newest_checkpoint(folder)
+    undisturbed = make_resolved(alone, recipe=recipe, until_iteration=done)
+    train(undisturbed, command=COMMAND, screen=Silent())
+    name = f"checkpoints/{done:06d}"
+    assert files_of(folder / name) == files_of(undisturbed.folder / name)
+
+
+def test_run_through_the_clusters_own_time_limits_is_as_one_left_alone(tmp_path: Path) -> None:
+    """A limit of a minute runs out twice, by SLURM's own clock: nothing is lost, and nothing is different."""
+    folder = tmp_path / "run"
+    limited = dataclasses.replace(SLURM, timeout_min=1, signal_delay_s=5)
+
+    def stop_third(_: str) -> None:
+        wait_until(lambda: log_of(folder).count("Starting training") == 3)
+        time.sleep(2)
+        job = newest_job(folder)
+        assert job is not None
+        job.stop()
+
+    thread = when_training(folder, stop_third)
+    with pytest.raises(InterruptedRunError):
+        train(on_cluster(folder, slurm=limited, recipe=ENDLESS), command=COMMAND, screen=Silent())
+    thread.join()
+    begun = sorted(set(starts(folder)))  # on a busy machine a notice may come before there is anything to save
+    assert len(begun) == 3
+    assert begun[0] == 0
+    assert begun[2] < newest_checkpoint(folder)
+    assert all(f"Starting training from iteration {iteration}\n" in log_of(folder) for iteration in begun)
+    assert_as_left_alone(folder, recipe=ENDLESS, alone=tmp_path / "alone")
+
+
+def test_node_that_is_lost_sight_of_gets_no_second_writer(breakable: None, tmp_path: Path) -> None:
+    """Where slurmd alone dies, its tasks live on: the job that SLURM starts elsewhere waits until they are gone."""
+    folder = tmp_path / "run"
+
+    def lose(job: str) -> None:
+        wait_until(lambda: newest_checkpoint(folder) > 0)
+        node = where(job)
+        cluster("node", "kill", node)
+        wait_until(lambda: where(job) not in ("", node))
+        before = newest_checkpoint(folder)
+        wait_until(lambda: newest_checkpoint(folder) > before)  # the lost node's tasks are alive
+        assert starts(folder) == [0]
+        cluster("up")  # a slurmd that comes back ends what SLURM has given up
+        wait_until(lambda: log_of(folder).count("Starting training") == 2)
+        found = newest_job(folder)
+        assert found is not None
+        found.stop()
+
+    try:
+        thread = when_training(folder, lose)
+        with pytest.raises(InterruptedRunError):
+            train(on_cluster(folder, recipe=ENDLESS), command=COMMAND, screen=Silent())
+        thread.join()
+    finally:
+        cluster("up")
+    first, second = starts(folder)
+    assert first == 0 < second
+    assert len(read_provenance(folder)["launches"]) == 1
+    assert_as_left_alone(folder, recipe=ENDLESS, alone=tmp_path / "alone")
 
 
 def test_run_through_two_time_limits_is_as_one_left_alone(tmp_path: Path) -> None:
@@ -83,8 +163,7 @@ def test_run_survives_its_node(breakable: None, tmp_path: Path) -> None:
 
     def crash(job: str) -> None:
         wait_until(lambda: any((folder / "checkpoints").glob("0*")))
-        node = subprocess.run(["squeue", "-h", "-o", "%N", "-j", job], capture_output=True, text=True).stdout.strip()
-        cluster("node", "crash", node)
+        cluster("node", "crash", where(job))
 
     try:
         thread = when_training(folder, crash)
@@ -106,8 +185,7 @@ def test_run_that_the_cluster_gives_up_is_launched_again(breakable: None, tmp_pa
 
     def crash(job: str) -> None:
         wait_until(lambda: any((folder / "checkpoints").glob("0*")))
-        node = subprocess.run(["squeue", "-h", "-o", "%N", "-j", job], capture_output=True, text=True).stdout.strip()
-        cluster("node", "crash", node)
+        cluster("node", "crash", where(job))
 
     try:
         thread = when_training(folder, crash)
@@ -160,7 +238,7 @@ def test_failing_task_ends_those_that_would_wait_for_it(tmp_path: Path) -> None:
     script = "import os, sys, time; time.sleep(300) if os.environ['RANK'] == '0' else sys.exit(3)"
     parameters = {"nodes": 2, "tasks_per_node": 1, "timeout_min": 60, "slurm_srun_args": ["--kill-on-bad-exit=1"]}
     job = submit((sys.executable, "-c", script), folder=tmp_path, executor="slurm", parameters=parameters)
-    wait_until(lambda: not job.is_running(), seconds=60)
+    wait_until(lambda: not job.is_running())
 
 
 def test_leak_of_memory_is_named(tmp_path: Path) -> None:
