@@ -3,7 +3,6 @@
 import fcntl
 import importlib.util
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reproduce.attempts import newest_checkpoint
+from reproduce.containers import python_command
 from reproduce.endings import FailedRunError, LostRunError, raise_if_cut_short, raise_if_failed
 from reproduce.errors import RunError, SiteError
 from reproduce.files import short_path
@@ -18,6 +18,7 @@ from reproduce.launch import Job, make_parameters, render_script, submit, with_s
 from reproduce.progress import Progress, newest_evaluation, read_progress
 from reproduce.resolve import Resolved
 from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
+from reproduce.sites import Site
 from reproduce.snapshot import snapshot_path, take_snapshot
 
 CODE = "code"  # copies of the code, in the run folder
@@ -52,7 +53,7 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
     brings new checkpoints. Raises `FailedRunError`, `InterruptedRunError`, or
     `KeyboardInterrupt` once the job that was started here has saved its work.
     """
-    require_trainer()
+    require_trainer(resolved.site)
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
     started, lost_at = False, -1
     while True:
@@ -88,7 +89,7 @@ def render_launch(resolved: Resolved) -> str:
     if resolved.site.executor == "slurm":
         parameters = make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node)
         return render_script(files, parameters=with_snapshot(parameters, snapshot=snapshot))
-    line = shlex.join(trainer(resolved.folder))
+    line = shlex.join(trainer(resolved))
     head = f"# {resolved.tasks_per_node} × on this machine, with the code of {short_path(snapshot)}"
     return f"{head}\n# {launch_note(resolved)}\n{line}\n"
 
@@ -98,12 +99,13 @@ def launch_note(resolved: Resolved) -> str:
     until, of = resolved.config.execution.until_iteration, resolved.config.recipe.iterations
     part = f"trains until iteration {until:,} of {of:,}" if until else f"trains all {of:,} iterations"
     folder = short_path(resolved.folder)
-    return f"{part}; needs what a launch writes into {folder} first (config.yaml, code, submitit)"
+    process = f"\neach process is: {shlex.join(trainer(resolved))}" if resolved.site.executor == "slurm" else ""
+    return f"{part}; needs what a launch writes into {folder} first (config.yaml, code, submitit){process}"
 
 
 def start(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> None:
     """Start the run's job, unless there is nothing left to do or one is at it, and leave it to itself."""
-    require_trainer()
+    require_trainer(resolved.site)
     target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
     folder = open_run(resolved, command=command, root=resolved.spec.root)
     state = read_state(folder)
@@ -118,7 +120,7 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
 
     None where the run has not come to its first evaluation yet: there is no teacher to evaluate.
     """
-    require_trainer()
+    require_trainer(resolved.site)
     folder = resolved.folder
     result = folder / "evaluation.json"
     if not (folder / "config.yaml").is_file():
@@ -137,7 +139,7 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
         return result
     screen.say(f"{short_path(folder)}: evaluating the teacher after {done} iterations")
     job = submit(
-        (sys.executable, "-m", "franca.evaluate", str(folder.resolve())),
+        (*python_command(resolved.site, root=resolved.spec.root), "-m", "franca.evaluate", str(folder.resolve())),
         folder=folder / "submitit",
         executor=resolved.site.executor,
         parameters=make_parameters(resolved, nodes=1, tasks_per_node=1),
@@ -153,13 +155,16 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     return result
 
 
-def trainer(folder: Path) -> tuple[str, ...]:
+def trainer(resolved: Resolved) -> tuple[str, ...]:
     """The command that each task of a run's job is."""
-    return (sys.executable, "-m", "franca.train", str((folder / "config.yaml").resolve()))
+    python = python_command(resolved.site, root=resolved.spec.root)
+    return (*python, "-m", "franca.train", str((resolved.folder / "config.yaml").resolve()))
 
 
-def require_trainer() -> None:
-    """Find what the trainer imports without importing it: torch alone takes seconds."""
+def require_trainer(site: Site) -> None:
+    """Find what the trainer imports without importing it: torch alone takes seconds. A container has its own."""
+    if site.container is not None:
+        return
     missing = [package for module, package in TRAINER_NEEDS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise SiteError(f"the trainer needs {', '.join(missing)}", mend="pip install -c constraints.txt -e '.[train]'")
@@ -177,7 +182,7 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             )
             return job, False
         job = submit(
-            trainer(folder),
+            trainer(resolved),
             folder=folder / "submitit",
             executor=resolved.site.executor,
             parameters=make_parameters(resolved, nodes=resolved.nodes, tasks_per_node=resolved.tasks_per_node),

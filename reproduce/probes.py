@@ -1,7 +1,6 @@
 """A site in, what is wrong with it out: a job of two nodes tries what a run needs, before a run has to find out."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reproduce.compose import find_root
+from reproduce.containers import python_command
 from reproduce.launch import Job, site_parameters, submit
 from reproduce.resolve import visible_gpus
 from reproduce.sites import Site
@@ -40,10 +40,11 @@ def check_site(site: Site, *, wait_s: float) -> tuple[Trial, ...]:
     nodes = min(site.nodes, 2) if site.executor == "slurm" else 1
     gpus = visible_gpus() if site.gpus_per_node is None and site.executor == "local" else site.gpus_per_node
     tasks = max(1, (gpus if device == "cuda" else site.processes_per_node) or 1)
-    folder = find_root() / "runs" / "probes" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+    root = find_root()
+    folder = root / "runs" / "probes" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
     folder.mkdir(parents=True)
     roots = sorted(root for root in site.data_roots.values() if root)
-    command = [sys.executable, "-m", "franca.probe", str(folder), "--device", device]
+    command = [*python_command(site, root=root), "-m", "franca.probe", str(folder), "--device", device]
     command += ["--processes", str(nodes * tasks), *(["--data", *roots] if roots else [])]
     parameters = site_parameters(site, name="probe", device=device, nodes=nodes, tasks_per_node=tasks)
     parameters |= {"timeout_min": LIMIT_MIN}

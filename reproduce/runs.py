@@ -52,9 +52,13 @@ def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
             _check_same_run(old, config, path=path)
             if old != config and not is_alive(folder):
                 write_whole(path, dump_config(config))
+            if (folder / "checkpoints").is_symlink() and not (folder / "checkpoints").is_dir():
+                _raise_lost(folder / "checkpoints")
         else:
             _check_empty(folder)
             folder.mkdir(parents=True, exist_ok=True)
+            if resolved.site.scratch:
+                _link_checkpoints(folder, scratch=root / Path(resolved.site.scratch).expanduser())
             write_whole(folder / "provenance.json", _declare(resolved, command=command, root=root))
             write_whole(path, dump_config(config))
     except OSError as error:
@@ -176,13 +180,36 @@ def _check_same_run(old: TrainConfig, new: TrainConfig, *, path: Path) -> None:
 
 
 def _check_empty(folder: Path) -> None:
-    strays = [name for name in ("checkpoints", "training_metrics.json", "state.json") if (folder / name).exists()]
+    names = ("checkpoints", "training_metrics.json", "state.json")
+    strays = [name for name in names if (folder / name).exists() and not (folder / name).is_symlink()]
     if strays:
         raise RunError(
             f"the folder has no config.yaml, but {strays[0]}: whose run it is cannot be told",
             path=folder,
             mend="put its config.yaml back, or move the folder away",
         )
+
+
+def _link_checkpoints(folder: Path, *, scratch: Path) -> None:
+    """Have a new run's checkpoints lie in a folder of their own below `scratch`, whoever else keeps some there."""
+    link = folder / "checkpoints"
+    own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    place = scratch / folder.parent.name / f"{folder.name}-{own}" / "checkpoints"
+    if place.is_dir() and any(place.iterdir()):
+        raise RunError(
+            "checkpoints of a run that lay in the same folder are here", path=place, mend="remove them, or move them"
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():  # of a launch that was cut off here
+        link.symlink_to(place)
+
+
+def _raise_lost(link: Path) -> None:
+    raise RunError(
+        f"its checkpoints are gone from {link.readlink()}",
+        path=link,
+        mend="bring them back; to begin anew, move the run folder away",
+    )
 
 
 def _load_run_config(path: Path) -> TrainConfig:

@@ -33,12 +33,27 @@ class Slurm:
 
 
 @dataclass(frozen=True)
+class Container:
+    """An image in which processes run: `RUNTIME exec OPTIONS --bind ... IMAGE PYTHON -m franca.train ...`.
+
+    `mounts` are folders that it sees beside the project, the data, the weights and `scratch`.
+    """
+
+    image: str
+    runtime: str = "apptainer"
+    python: str = "python3"
+    options: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Site:
     """A machine or cluster. `device` auto is `cuda` for rows that document GPUs and `cpu` for the rest.
 
     gpus_per_node: None counts those that the driver lists. processes_per_node: those that share a run without GPUs;
     None is one in all. batch_per_gpu_max: images that fit in one GPU's memory; None trusts the row's documented batch.
-    paths: the files that a user edits to change the site, most specific first.
+    paths: the files that a user edits to change the site, most specific first. scratch: the folder that all nodes see
+    in which checkpoints lie; None is each run's own.
     """
 
     name: str
@@ -58,6 +73,8 @@ class Site:
     weights: Mapping[str, str]
     slurm: Slurm | None
     paths: tuple[Path, ...]
+    container: Container | None = None
+    scratch: str | None = None
 
 
 def load_site(name: str | None = None, *, root: Path | None = None) -> Site:
@@ -109,13 +126,18 @@ def _make_site(name: str, *, shipped: Document, mine: Document | None, root: Pat
 
     definitions = load_schema(root)["$defs"]
     validate(content, schema=definitions["site"], definitions=definitions, place_of=place_of)
-    slurm = content.pop("slurm", None)
+    slurm, container = content.pop("slurm", None), content.pop("container")
     return Site(
         name=name,
         **content,
         slurm=Slurm(**{**slurm, "setup": tuple(slurm["setup"])}) if slurm else None,
+        container=Container(**{key: _frozen(value) for key, value in container.items()}) if container else None,
         paths=(root / "site.yaml", shipped.path),
     )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

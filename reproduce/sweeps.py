@@ -84,12 +84,12 @@ def submit_sweep(
 
     On this machine, which has no queue, they are trained one after another. Returns the runs that were submitted.
     """
-    require_trainer()
     missing = [member.resolved for member in members if member.is_missing]
     arrays: dict[tuple[str, int, int], list[Resolved]] = defaultdict(list)
     for resolved in missing:
         arrays[resolved.config.execution.device, resolved.nodes, resolved.tasks_per_node].append(resolved)
     for runs in arrays.values():
+        require_trainer(runs[0].site)
         if runs[0].site.executor == "local":
             for resolved in runs:
                 train(resolved, command=command, screen=screen)
@@ -160,7 +160,7 @@ def _submit_runs(runs: Sequence[Resolved], *, parallel: int, command: Sequence[s
         first = free[0]
         place = first.spec.root / "runs" / SWEEPS
         jobs = submit_array(
-            [(trainer(resolved.folder), resolved.folder) for resolved in free],
+            [(trainer(resolved), resolved.folder) for resolved in free],
             folder=place,
             parameters=make_parameters(first, nodes=first.nodes, tasks_per_node=first.tasks_per_node),
             parallel=parallel,

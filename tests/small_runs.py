@@ -1,6 +1,7 @@
 """A run of the digits row that is small enough to be trained in a test, resolved for this machine."""
 
 import dataclasses
+import stat
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,19 @@ LOCAL = Site(
     paths=(),
 )
 
+IMAGE = "/images/franca 1.sif"
+RUNTIME = """#!/bin/sh
+printf '%s\\n' "$@" >> "$0.called"
+shift
+while [ "$1" = --nv ] || [ "$1" = --bind ]; do
+    [ "$1" = --bind ] && shift
+    shift
+done
+[ "$1" = "{image}" ] || exit 9
+shift
+exec "$@"
+"""
+
 
 @cache
 def digits() -> Spec:
@@ -46,3 +60,12 @@ def make_resolved(folder: Path, *, seed: int = 0, recipe: dict[str, Any] | None 
     return Resolved(
         spec=spec, site=LOCAL, config=config, run="main", folder=folder, nodes=1, tasks_per_node=1, notes=()
     )
+
+
+def make_runtime(folder: Path) -> Path:
+    """A program that takes apptainer's words, writes them into `apptainer.called`, and runs the command right here."""
+    path = folder / "apptainer"
+    folder.mkdir()
+    path.write_text(RUNTIME.format(image=IMAGE))
+    path.chmod(stat.S_IRWXU)
+    return path

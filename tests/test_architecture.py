@@ -14,7 +14,8 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
-    "errors files terminal places validate compose sources overrides rules versions spec sites resolve audit plan",
+    "errors files terminal places validate compose sources overrides rules versions spec sites containers",
+    "resolve audit plan",
     "attempts snapshot launch runs",
     "json_text problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",

@@ -176,3 +176,33 @@ def test_damaged_state_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "state.json").write_text(text)
     with pytest.raises(RunError, match=r"state\.json"):
         read_state(tmp_path)
+
+
+def test_checkpoints_of_a_new_run_may_lie_elsewhere(tmp_path: Path) -> None:
+    """On a site with a scratch folder a run's checkpoints lie there, apart from those of a run of the same name."""
+    resolved = make_resolved(tmp_path / "project/runs/digits@1/main")
+    site = dataclasses.replace(resolved.site, scratch=str(tmp_path / "scratch"))
+    resolved = dataclasses.replace(resolved, site=site)
+    other = dataclasses.replace(resolved, folder=tmp_path / "other/runs/digits@1/main")
+    for run in (resolved, other, resolved):
+        folder = open_run(run, command=COMMAND, root=tmp_path)
+        (folder / "checkpoints" / "000020").mkdir(exist_ok=True)
+    places = [run.folder.joinpath("checkpoints").resolve() for run in (resolved, other)]
+    assert places[0] != places[1]
+    assert all(place.is_relative_to(tmp_path / "scratch/digits@1") for place in places)
+    assert sorted(path.name for path in resolved.folder.iterdir()) == ["checkpoints", "config.yaml", "provenance.json"]
+    shutil.rmtree(places[0])
+    with pytest.raises(RunError, match="its checkpoints are gone from") as error:
+        open_run(resolved, command=COMMAND, root=tmp_path)
+    assert "bring them back" in str(error.value.mend)
+
+
+def test_checkpoints_of_a_removed_run_are_no_new_ones(tmp_path: Path) -> None:
+    """What a removed run left in the scratch folder is not taken for a new run's."""
+    resolved = make_resolved(tmp_path / "runs/digits@1/main")
+    site = dataclasses.replace(resolved.site, scratch=str(tmp_path / "scratch"))
+    resolved = dataclasses.replace(resolved, site=site)
+    (open_run(resolved, command=COMMAND, root=tmp_path) / "checkpoints" / "000020").mkdir()
+    shutil.rmtree(resolved.folder)
+    with pytest.raises(RunError, match="of a run that lay in the same folder"):
+        open_run(resolved, command=COMMAND, root=tmp_path)

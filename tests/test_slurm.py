@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 from slurm_runs import COMMAND, LONG, NEEDS_CLUSTER, SLURM, Silent, on_cluster, wait_until, when_training
+from small_runs import IMAGE, make_runtime
 
-from reproduce.endings import FailedRunError, InterruptedRunError
+from reproduce.endings import InterruptedRunError
 from reproduce.errors import SiteError
 from reproduce.launch import make_parameters, submit
 from reproduce.phases import POLL_S, evaluate, render_launch, train
 from reproduce.runs import newest_job, read_evaluation, read_provenance, read_state
+from reproduce.sites import Container
 from reproduce.snapshot import take_snapshot
 
 pytestmark = NEEDS_CLUSTER
@@ -73,6 +75,19 @@ def test_job_at_its_time_limit_is_requeued_and_goes_on(tmp_path: Path) -> None:
     assert log.count("Starting training from iteration 0\n") == 1
 
 
+def test_job_in_a_container_is_requeued_from_outside_of_it(tmp_path: Path) -> None:
+    """The notice of a time limit reaches the trainer in its container, and what is outside puts the job back."""
+    folder, runtime = tmp_path / "run", make_runtime(tmp_path / "bin")
+    resolved = on_cluster(folder, recipe=LONG)
+    container = Container(IMAGE, runtime=str(runtime), python=sys.executable)
+    resolved = dataclasses.replace(resolved, site=dataclasses.replace(resolved.site, container=container))
+    notice = when_training(folder, lambda job: subprocess.run(["scancel", "--signal=USR2", job], check=True))
+    assert train(resolved, command=COMMAND, screen=Silent()).state == "finished"
+    notice.join()
+    assert Path(f"{runtime}.called").read_text().count("franca.train\n") == 2
+    assert len(read_provenance(folder)["launches"]) == 1
+
+
 def test_preempted_job_goes_on(tmp_path: Path) -> None:
     """A job that the cluster itself takes off its node and puts back into the queue is followed to its end."""
     folder = tmp_path / "run"
@@ -99,13 +114,6 @@ def test_stopped_job_saves_and_says_so(tmp_path: Path) -> None:
     state = read_state(folder)
     assert state is not None
     assert (folder / "checkpoints" / f"{state.iteration:06d}").is_dir()
-
-
-def test_job_over_its_memory_says_so(tmp_path: Path) -> None:
-    """A job that the cluster kills for its memory is a failure in which the cluster's own words are found."""
-    small = dataclasses.replace(SLURM, mem_gb_per_node=None, additional_parameters={"mem": "100M"})
-    with pytest.raises(FailedRunError, match="exceeded memory limit"):
-        train(on_cluster(tmp_path / "run", slurm=small), command=COMMAND, screen=Silent())
 
 
 def test_refusal_of_the_cluster_is_reported(tmp_path: Path) -> None:
