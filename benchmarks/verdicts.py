@@ -6,16 +6,19 @@
 Every run goes through `reproduce run`, so what is trained is not trained again and one that was cut off goes on. A
 fault is an override, or images that were taken away from under the run; when it is judged, the run claims the row's own
 recipe, as a program with that fault would. A fault that a schedule column shows is trained for a tenth of the run. Runs
-are judged at every tenth iteration as `reproduce watch` would have: the first cut at which a check fails is when the
-fault was found, and an unchanged run that fails at any cut is a false alarm. The ten published seeds are references;
-each of them is judged against the other nine as well. Written: verdicts.json and verdicts.md in the folder `--to`.
+are judged at every tenth iteration as `reproduce watch` would have: the first look at which a check fails is when the
+fault was found, and an unchanged run that fails at any look is a false alarm. The ten published seeds are references,
+all at once and one at a time; each of them is judged against the other nine as well. Written: verdicts.json and
+verdicts.md in the folder `--to`.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,19 +27,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from franca.config import to_mapping
+from franca.config import Recipe, to_mapping
+from franca.schedules import make_schedules
 from reproduce.judging import find_files, load_run_spec
+from reproduce.layers.schedules import STREAK, expected_medians, first_streak
 from reproduce.lineage import History, load_history, make_lineage
 from reproduce.log_head import Head
-from reproduce.verdict import judge
+from reproduce.verdict import Verdict, judge
 
 ROW = "digits"
 REFERENCES = "logfiles/digits/seed-*"
 UNCHANGED = range(11, 31)
 SEEDS = range(101, 104)
 STEP = 10  # iterations between two looks
+PERIOD = 10  # and between two lines of a published log
+PUBLISHED = "published"
+FOUND = ("failed", "worse", "better", "variant")  # what a run that claims the row's recipe must not be
+COLUMN_ROWS = ("franca-B-in21k", "franca-L-laion600m", "dinov2-L-in21k")
 
 IMAGES_MISSING = "a tenth of the images missing"
 # Imported by Python itself before anything else: scikit-learn's digits without a tenth of those to train on, which are
@@ -45,9 +56,9 @@ WITHOUT_A_TENTH = """
 import hashlib
 import numpy as np
 import sklearn.datasets
-load = sklearn.datasets.load_digits
+whole = sklearn.datasets.load_digits
 def load_digits():
-    bunch = load()
+    bunch = whole()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     order = sorted(range(len(pixels)), key=lambda index: hashlib.sha256(pixels[index].tobytes()).digest())
     kept = np.sort(order[:360] + [index for place, index in enumerate(order[360:]) if place % 10])
@@ -108,21 +119,22 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the verdicts on a run said. `share`: of the run that was needed until a check failed first, by `layer`.
+    """What the verdicts on a run said, held against `references` runs.
 
-    detected: a check failed somewhere, or the final k-NN accuracy is worse or better. knn_effect: the run's final k-NN
-    accuracy minus the references' mean; knn_detectable: the smallest difference that the verdict says would be seen.
+    detected: at some look a check failed, or the outcome was that the run is worse, better or another one's. share: of
+    the run that was needed until then. layer, check: what said it first. effects: of each metric the run's difference
+    from the references at the end, and the smallest difference that the verdict says would be seen.
     """
 
     fault: str
     seed: int
+    references: int
     final: str
     detected: bool
     layer: str | None
     check: str | None
     share: float | None
-    knn_effect: float | None
-    knn_detectable: float | None
+    effects: dict[str, tuple[float, float]]
 
 
 def list_trials() -> Iterator[Trial]:
@@ -171,27 +183,25 @@ def judge_trial(history: History, references: Sequence[History], *, fault: str, 
     spec = load_run_spec(ROW, changes=(), seed=None)
     total = spec.recipe.iterations
     layer = check = share = None
-    for done in range(STEP, total, STEP):
-        failed = [found for found in judge(cut(history, done), references, spec=spec).checks if found.state == "fail"]
-        if failed:
-            layer, check, share = failed[0].layer, failed[0].id, done / total
-            break
-    verdict = judge(history, references, spec=spec)
-    failed = [found for found in verdict.checks if found.state == "fail"]
-    if share is None and failed:
-        layer, check, share = failed[0].layer, failed[0].id, 1.0
-    knn = next((result for result in verdict.metrics if result.name == "knn_top1"), None)
-    return Outcome(
-        fault=fault,
-        seed=seed,
-        final=verdict.outcome,
-        detected=share is not None or verdict.outcome in ("worse", "better", "failed"),
-        layer=layer,
-        check=check,
-        share=share,
-        knn_effect=knn.difference if knn else None,
-        knn_detectable=knn.detectable if knn else None,
-    )
+    for done in itertools.chain(range(STEP, history.done, STEP), (history.done,)):
+        verdict = judge(history if done == history.done else cut(history, done), references, spec=spec)
+        if share is None and verdict.outcome in FOUND:
+            layer, check = _first_reason(verdict)
+            share = min(1.0, done / total)
+    effects = {
+        result.name: (result.difference, result.detectable)
+        for result in verdict.metrics
+        if result.difference is not None and result.detectable is not None
+    }
+    return Outcome(fault, seed, len(references), verdict.outcome, share is not None, layer, check, share, effects)
+
+
+def _first_reason(verdict: Verdict) -> tuple[str, str]:
+    """Layer and name of what made the outcome: a failed check, one that tells of another run, or a result."""
+    for check in verdict.checks:
+        if check.state == "fail" or (check.layer == "L0" and check.state == "warn"):
+            return check.layer, check.id
+    return "L5", next(result.name for result in verdict.metrics if result.state in ("worse", "better"))
 
 
 def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -213,54 +223,135 @@ def clopper_pearson(successes: int, trials: int, *, confidence: float = 0.95) ->
     return lower, upper
 
 
+def schedule_shares(row: str) -> dict[str, float | None]:
+    """At which share of a row's run a text log's 4 decimals first show a fault, by the rule of the L2 checks.
+
+    Nothing is trained: what a log prints of a schedule follows from the recipe. None: in no digit of any line.
+    """
+    recipe = load_run_spec(row, changes=(), seed=None).recipe
+    optim, teacher = recipe.optim, recipe.teacher
+    changed: dict[str, Recipe] = {
+        f"learning rate × {factor:g}": dataclasses.replace(
+            recipe, optim=dataclasses.replace(optim, base_lr=factor * optim.base_lr)
+        )
+        for factor in (2.0, 1.1, 1.01, 0.99)
+    }
+    for percent in (10, 1, -1):
+        iterations = round(recipe.iterations * (1 + percent / 100))
+        changed[f"{percent:+} % iterations"] = dataclasses.replace(recipe, iterations=iterations)
+    shorter = dataclasses.replace(optim, warmup_iterations=optim.warmup_iterations // 2)
+    constant = dataclasses.replace(optim, weight_decay_end=optim.weight_decay_start)
+    still = dataclasses.replace(teacher, momentum_end=teacher.momentum_start)
+    changed["warm-up halved"] = dataclasses.replace(recipe, optim=shorter)
+    changed["weight decay constant"] = dataclasses.replace(recipe, optim=constant)
+    changed["teacher's momentum constant"] = dataclasses.replace(recipe, teacher=still)
+    return {name: _first_digit(recipe, other) for name, other in changed.items()}
+
+
+def _first_digit(recipe: Recipe, other: Recipe) -> float | None:
+    """The share of `recipe` done when three lines of some column have differed in their printed digits."""
+    last = min(recipe.iterations, other.iterations)
+    lines = np.arange(PERIOD * 2, last, PERIOD)
+    firsts = []
+    for column in ("lr", "weight_decay", "momentum", "last_layer_lr"):
+        printed = [
+            np.round(expected_medians(getattr(make_schedules(each), column)[:last], lines), 4)
+            for each in (recipe, other)
+        ]
+        place = first_streak(np.abs(printed[0] - printed[1]) > 1e-9)
+        firsts += [] if place is None else [int(lines[place]) + (STREAK - 1) * PERIOD + 1]
+    return min(firsts) / recipe.iterations if firsts else None
+
+
 def summarize(outcomes: Sequence[Outcome], *, planned: int) -> dict[str, Any]:
-    """The counts that the tables show."""
-    alarms: dict[str, Any] = {}
-    for name, chosen in {
-        "new seeds against ten": [item for item in outcomes if not item.fault],
-        "published seeds against nine others": [item for item in outcomes if item.fault == "published"],
-    }.items():
+    """The counts that the tables show; a run held against one reference after another counts as often."""
+    several = [item for item in outcomes if item.references > 1]
+    groups = {
+        "new seeds against the ten published": [item for item in several if not item.fault],
+        "each published seed against the nine others": [item for item in several if item.fault == PUBLISHED],
+        "new seeds against one published (pairs share runs)": [
+            item for item in outcomes if item.references == 1 and not item.fault
+        ],
+    }
+    alarms = {}
+    for name, chosen in groups.items():
         wrong = sum(item.detected for item in chosen)
-        alarms[name] = {
-            "runs": len(chosen),
-            "alarms": wrong,
-            "interval": clopper_pearson(wrong, len(chosen)) if chosen else None,
-        }
+        interval = clopper_pearson(wrong, len(chosen)) if chosen else None
+        bound = clopper_pearson(wrong, len(chosen), confidence=0.9)[1] if chosen else None
+        alarms[name] = {"runs": len(chosen), "alarms": wrong, "interval": interval, "bound": bound}
     faults = {}
     for fault in FAULTS:
-        chosen = [item for item in outcomes if item.fault == fault]
+        chosen = [item for item in several if item.fault == fault]
+        alone = [item for item in outcomes if item.references == 1 and item.fault == fault]
         faults[fault] = {
             "runs": len(chosen),
             "detected": sum(item.detected for item in chosen),
             "by half": sum(item.share is not None and item.share <= 0.5 for item in chosen),
             "shares": [item.share for item in chosen],
             "checks": sorted({item.check for item in chosen if item.check}),
-            "knn effects": [item.knn_effect for item in chosen],
+            "one reference": [sum(item.detected for item in alone), len(alone)],
         }
-    missed = [item for item in outcomes if item.fault in FAULTS and not item.detected and item.knn_effect is not None]
-    honest = sum(abs(item.knn_effect or 0) <= (item.knn_detectable or math.inf) for item in missed)
-    return {"planned": planned, "alarms": alarms, "faults": faults, "missed": len(missed), "missed_below_mde": honest}
+    return {
+        "row": ROW,
+        "planned": planned,
+        "alarms": alarms,
+        "faults": faults,
+        "honest": {"several": count_honest(several), "one": count_honest(outcomes, references=1)},
+        "columns": {row: schedule_shares(row) for row in COLUMN_ROWS},
+    }
+
+
+def count_honest(outcomes: Sequence[Outcome], *, references: int | None = None) -> dict[str, int]:
+    """Of runs with a fault that was not found: how many of its true effects lie below the difference that was printed.
+
+    The true effect of a fault on a metric is estimated by the mean over its runs less the mean over unchanged runs, all
+    held against the same references.
+    """
+    chosen = [item for item in outcomes if references is None or item.references == references]
+    own = _mean_effects([item for item in chosen if not item.fault])
+    found = {"effects": 0, "below": 0}
+    for fault in FAULTS:
+        runs = [item for item in chosen if item.fault == fault]
+        effects = _mean_effects(runs)
+        for item in runs:
+            for name, (_, detectable) in item.effects.items() if not item.detected else ():
+                found["effects"] += 1
+                found["below"] += abs(effects[name] - own.get(name, 0.0)) <= detectable
+    return found
+
+
+def _mean_effects(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    names = {name for item in outcomes for name in item.effects}
+    return {name: statistics.mean(item.effects[name][0] for item in outcomes if name in item.effects) for name in names}
 
 
 def render(summary: Mapping[str, Any]) -> str:
     """The tables as Markdown."""
-    lines = ["| unchanged runs | runs | false alarms | 95 % interval |", "|---|---|---|---|"]
+    lines = ["| unchanged runs | judged | false alarms | 95 % interval | 95 % bound |", "|---|---|---|---|---|"]
     for name, row in summary["alarms"].items():
-        interval = "–" if row["interval"] is None else "{:.1%} to {:.1%}".format(*row["interval"])
+        interval = (
+            "– | –" if row["interval"] is None else "{:.1%} to {:.1%} | {:.1%}".format(*row["interval"], row["bound"])
+        )
         lines.append(f"| {name} | {row['runs']} | {row['alarms']} | {interval} |")
-    lines += ["", "| fault | runs | found | by half | share of the run needed | by |", "|---|---|---|---|---|---|"]
+    lines += ["", "| fault | runs | found | by half | share of the run needed | by | found with one reference |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for fault, row in summary["faults"].items():
         if not row["runs"]:
-            lines.append(f"| {fault} | not run | | | | |")
+            lines.append(f"| {fault} | not run | | | | | |")
             continue
         shares = ", ".join("–" if share is None else f"{share:.1%}" for share in row["shares"])
-        found = (fault, row["runs"], row["detected"], row["by half"], shares, ", ".join(row["checks"]))
+        alone = "{} of {}".format(*row["one reference"])
+        found = (fault, row["runs"], row["detected"], row["by half"], shares, ", ".join(row["checks"]), alone)
         lines.append(f"| {' | '.join(map(str, found))} |")
-    lines += [
-        "",
-        f"Of {summary['missed']} runs with a fault that was not found, {summary['missed_below_mde']} had a k-NN effect "
-        "below the detectable difference that their verdict printed.",
-    ]
+    for name, counted in summary["honest"].items():
+        lines += [
+            "",
+            f"Against {name}: of the effects on {counted['effects']} results of runs whose fault was not found, "
+            f"{counted['below']} lie below the detectable difference that their verdict printed.",
+        ]
+    for row, shares in summary["columns"].items():
+        lines += ["", f"| fault in a column of {row} | share of the run until 4 decimals show it |", "|---|---|"]
+        lines += [f"| {name} | {'–' if share is None else f'{share:.2%}'} |" for name, share in shares.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -279,13 +370,14 @@ def main() -> None:
     outcomes = []
     for place, mine in enumerate(references):
         others = references[:place] + references[place + 1 :]
-        outcomes.append(judge_trial(mine, others, fault="published", seed=mine.seed or 0))
+        outcomes.append(judge_trial(mine, others, fault=PUBLISHED, seed=mine.seed or 0))
         print(outcomes[-1], flush=True)
     for trial in trials:
         history = load_trial(trial)
         if history is not None:
             outcomes.append(judge_trial(history, references, fault=trial.fault, seed=trial.seed))
             print(outcomes[-1], flush=True)
+            outcomes += [judge_trial(history, [one], fault=trial.fault, seed=trial.seed) for one in references]
     summary = summarize(outcomes, planned=len(trials))
     options.to.mkdir(parents=True, exist_ok=True)
     content = {**summary, "outcomes": [dataclasses.asdict(item) for item in outcomes]}

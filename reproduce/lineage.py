@@ -62,7 +62,8 @@ class History:
     config: config.yaml of the run (a `franca.config.TrainConfig` as nested mappings) or None; head: what its log says
     about the newest launch that counts. state: state.json. total: the iterations of the whole recipe, where known.
     test_images: how many images the k-NN accuracies are over, where evaluation.json says so. unit: what `iteration` of
-    the records counts.
+    the records counts. data: what environment.json says of the training images, by
+    `franca.data.datasets.describe_dataset`, or None.
     """
 
     name: str
@@ -80,6 +81,7 @@ class History:
     problems: tuple[Problem, ...]
     test_images: int | None = None
     unit: Unit = "iteration"
+    data: Mapping[str, Any] | None = None
 
     @property
     def done(self) -> int:
@@ -198,13 +200,15 @@ def _load_folder(folder: Path) -> History:
     config, config_problems = _load_config(folder / "config.yaml")
     state, state_problems = _load_json(folder / "state.json")
     evaluation, evaluation_problems = _load_json(folder / "evaluation.json")
+    environment, environment_problems = _load_json(folder / "environment.json")
     for done, accuracies in _final_evaluation(evaluation or {}).items():
         knn.setdefault(done, accuracies)
-    problems = (*knn_problems, *config_problems, *state_problems, *evaluation_problems)
+    problems = (*knn_problems, *config_problems, *state_problems, *evaluation_problems, *environment_problems)
     history = _make_history(folder, parsed, text=text, knn=knn, config=config, state=state, problems=problems)
     protocol = (evaluation or {}).get("protocol")
     test_images = protocol.get("test_images") if isinstance(protocol, Mapping) else None
-    return dataclasses.replace(history, test_images=test_images if isinstance(test_images, int) else None)
+    test_images = test_images if isinstance(test_images, int) else None
+    return dataclasses.replace(history, test_images=test_images, data=_counted_data(environment or {}))
 
 
 def _make_history(
@@ -277,6 +281,12 @@ def _final_evaluation(evaluation: Mapping[str, Any]) -> dict[int, dict[int, floa
         return {}
     numbers = {int(k): float(value) for k, value in accuracies.items() if k.isdecimal() and isinstance(value, float)}
     return {done: numbers} if numbers else {}
+
+
+def _counted_data(environment: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    data = environment.get("data")
+    counts = isinstance(data, Mapping) and all(type(data.get(name)) is int for name in ("images", "classes"))
+    return data if counts and isinstance(data.get("dataset"), str) else None
 
 
 def _load_config(path: Path) -> tuple[Mapping[str, Any] | None, list[Problem]]:

@@ -19,8 +19,8 @@ HEADER = """\
 # `dvc repro ROW` trains, evaluates, judges and reports one row. Training depends on parameters of the recipe alone.
 """
 ENVIRONMENT = 'PATH="$PATH:$PWD/.venv/bin"'  # for .venv/bin/dvc called from a shell in which .venv is not active
-LOGS = ("eval", "log.txt", "training_metrics.json", "state.json")
-RECORDS = ("config.yaml", "environment.json", "provenance.json")
+LOGS = ("eval", "log.txt", "training_metrics.json", "state.json", "config.yaml", "environment.json")
+RECORDS = ("provenance.json",)
 TRAINED = ("checkpoints", *LOGS, *RECORDS)
 TRAINING_KEYS = ("recipe", "seed", "version")
 JUDGING_CODE = (

@@ -23,6 +23,7 @@ from reproduce.json_text import render_json
 from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
+from reproduce.layers.data import check_data
 from reproduce.layers.fingerprint import check_first_lines, identical_run
 from reproduce.layers.knn import KnnBand, check_knn, make_knn_band, render_knn_band
 from reproduce.layers.losses import FLOOR, POOL, LossBands, check_losses, make_loss_bands, render_bands
@@ -140,6 +141,7 @@ def _make_checks(
         return curves
     return (
         *check_configuration(mine, references=references, spec=spec),
+        *check_data(mine, references=references, spec=spec),
         *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
         *check_schedules(mine, references=references),
         *check_absolute(mine, references=references),

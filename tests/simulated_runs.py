@@ -133,13 +133,21 @@ def make_history(truth: Truth, *, name: str | None = None, hidden: bool = False,
         seed=None if hidden else truth.seed,
         total=None if hidden else truth.recipe.iterations,
         problems=(),
+        data=None if hidden else counted_data(truth.recipe),
     )
+
+
+def counted_data(recipe: Recipe) -> dict[str, Any]:
+    """What a run notes of its images, where it found all of them."""
+    data = recipe.data
+    return {"dataset": data.dataset, "images": data.images, "classes": data.classes, "fingerprint": "c42d"}
 
 
 def write_run(truth: Truth, folder: Path, *, launches: Sequence[tuple[int, int]] = ((0, ITERATIONS),)) -> Path:
     """A run folder as the trainer leaves it, after launches that each trained (start, stop]; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(make_train_config(truth.recipe, seed=truth.seed)))
+    (folder / "environment.json").write_text(json.dumps({"data": counted_data(truth.recipe)}))
     (folder / "state.json").write_text(json.dumps({"state": "finished", "iteration": launches[-1][1]}))
     lines = [
         json.dumps({"iteration": record.iteration, **record.values})

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from franca.config import ConfigError
 from franca.data.datasets import DataError, Dataset, UnreadableImageError, load_dataset, read_image
+from franca.data.images import SUFFIXES
 from franca.data.pixel_labels import LAYOUTS, SegmentationSet, load_segmentation
 from franca.evaluate.knn import replace_file
 from franca.evaluate.position import position_moments, position_r2
@@ -47,7 +48,6 @@ from franca.models.rasa import RasaHead, load_rasa_head, remove_plane
 from franca.models.weights import WeightsError
 from franca.train.planes import Images, RasaSettings, train_plane
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 HEAD, RESULTS = "rasa_head.safetensors", "results_rasa.json"
 PLANES = 8  # Franca, appendix B; the released configuration makes 9, released heads have 8 or 9 pre_pos_layers
 HELD_OUT = 10  # of a folder, every tenth image is kept from training
