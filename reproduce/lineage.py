@@ -285,8 +285,9 @@ def _final_evaluation(evaluation: Mapping[str, Any]) -> dict[int, dict[int, floa
 
 def _counted_data(environment: Mapping[str, Any]) -> Mapping[str, Any] | None:
     data = environment.get("data")
-    counts = isinstance(data, Mapping) and all(type(data.get(name)) is int for name in ("images", "classes"))
-    return data if counts and isinstance(data.get("dataset"), str) else None
+    if not isinstance(data, Mapping) or not isinstance(data.get("dataset"), str):
+        return None
+    return data if all(type(data.get(name)) is int for name in ("images", "classes")) else None
 
 
 def _load_config(path: Path) -> tuple[Mapping[str, Any] | None, list[Problem]]:
