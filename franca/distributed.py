@@ -286,9 +286,13 @@ def fill_all(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state in every process, whole and on the CPU, one tensor after another."""
-    return {name: whole(tensor).detach().cpu() for name, tensor in module.state_dict().items()}
+def whole_state(module: nn.Module, *, kept: bool = True) -> dict[str, Tensor]:
+    """A module's state, whole and on the CPU, gathered one tensor after another; nothing where it is not `kept`.
+
+    All processes must ask for it together, whether or not they keep it.
+    """
+    gathered = ((name, whole(tensor)) for name, tensor in module.state_dict().items())
+    return {name: tensor.detach().cpu() for name, tensor in gathered if kept}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from franca.evaluate.protocol import FewShot, encode_pixels, evaluate_knn, make_
 from franca.evaluate.teacher import FILE, list_teachers, load_newest_teacher, save_teacher
 from franca.models.vit import VisionTransformer
 from franca.train.loop import train
+from franca.train.parallel import load_start, make_model, make_untrained
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -252,7 +254,7 @@ def make_apart(folder: Path, **execution: object) -> TrainConfig:
 
 
 def test_run_evaluated_apart_is_measured_by_its_follower(tmp_path: Path) -> None:
-    """Training writes its teachers alone; the follower finds what training in line finds, and then ends."""
+    """Training writes its teachers alone; the follower finds what training in line finds, untrained too, and ends."""
     config = make_apart(tmp_path / "apart")
     inline = dataclasses.replace(config, execution=dataclasses.replace(config.execution, evaluate="inline"))
     for name, run in (("apart", config), ("inline", inline)):
@@ -262,9 +264,11 @@ def test_run_evaluated_apart_is_measured_by_its_follower(tmp_path: Path) -> None
     assert list(list_teachers(tmp_path / "apart")) == [8, 16, 20]
     assert not list((tmp_path / "apart").glob("eval/*/results_eval_knn.json"))
     assert main([str(tmp_path / "apart"), "--follow"]) == 0
+    curves = [sorted(run.glob("eval/*/results_eval_knn.json")) for run in (tmp_path / "apart", tmp_path / "inline")]
+    assert [path.read_bytes() for path in curves[0]] == [path.read_bytes() for path in curves[1]]
+    assert [path.parent.name for path in curves[0]] == ["training_15", "training_19", "training_7", "untrained"]
     for done in (8, 16, 20):
         results = Path("eval") / f"training_{done - 1}" / "results_eval_knn.json"
-        assert (tmp_path / "apart" / results).read_bytes() == (tmp_path / "inline" / results).read_bytes()
         written = json.loads((tmp_path / "apart" / results.parent / "evaluation.json").read_text())
         teacher = tmp_path / "apart" / results.parent / FILE
         assert written["iteration"] == done
@@ -289,7 +293,39 @@ def test_follower_that_is_killed_measures_the_rest_when_it_is_started_again(tmp_
     second = subprocess.run(follow, env=ENVIRONMENT, check=False, capture_output=True, text=True)
     assert training.wait() == 0
     assert second.returncode == 0, second.stderr
-    assert len(list(folder.glob("eval/*/results_eval_knn.json"))) == len(list_teachers(folder)) == 3
+    assert len(list_teachers(folder)) == 3
+    assert len(list(folder.glob("eval/*/results_eval_knn.json"))) == 4
+
+
+def test_teacher_that_a_run_writes_again_is_measured_again(tmp_path: Path) -> None:
+    """A run that goes back behind a measured teacher takes its results away; only that one is measured anew."""
+    config = make_apart(tmp_path / "run", checkpoint_period_iterations=16)
+    train(config, folder=tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--all"]) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "000020")
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("eval/*/results_eval_knn.json")}
+    train(config, folder=tmp_path / "run")
+    last = tmp_path / "run" / "eval" / "training_19" / "results_eval_knn.json"
+    assert not last.exists()
+    assert not last.with_name("evaluation.json").exists()
+    assert main([str(tmp_path / "run"), "--all"]) == 0
+    assert [path for path, at in results.items() if path.stat().st_mtime_ns != at] == [last]
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_first_values_need_no_trainer(start: bool, tmp_path: Path) -> None:
+    """The network that is measured as untrained is the teacher that training begins with, its start's included."""
+    config = make_train_config(make_recipe(start="other" if start else ""), start_weights=str(tmp_path / "other.pth"))
+    other = VisionTransformer(config.recipe.model, grid=6)
+    other.init_weights(torch.Generator().manual_seed(5))
+    torch.save(other.state_dict(), tmp_path / "other.pth")
+    generator = torch.Generator().manual_seed(1)
+    model = make_model(config, device=CPU, generator=generator)
+    load_start(model, config=config)
+    untrained = make_untrained(config, generator=generator.manual_seed(1)).state_dict()
+    first = model.teacher["backbone"].state_dict()
+    assert untrained.keys() == first.keys()
+    assert all(torch.equal(tensor, first[name]) for name, tensor in untrained.items())
 
 
 def test_follower_of_a_failed_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +334,7 @@ def test_follower_of_a_failed_run_says_so(tmp_path: Path, capsys: pytest.Capture
     (run / "state.json").write_text(json.dumps({"state": "failed", "iteration": 100}))
     assert main([str(run), "--follow"]) == 1
     assert "the run has failed" in capsys.readouterr().err
-    assert len(list(run.glob("eval/*/results_eval_knn.json"))) == 2
+    assert len(list(run.glob("eval/*/results_eval_knn.json"))) == 3
 
 
 def test_processes_share_an_evaluation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
     franca evaluate RUN --protocol knn,linear,logreg     the newest teacher of a run
     franca evaluate FILE.pth --config CONFIG --out DIR   released weights, by the configuration of their recipe
     franca evaluate RUN --follow                         every teacher of a run that trains, beside it
+    franca evaluate RUN --all                            every teacher that there is, and the untrained network
 
 Exit codes: 0 written; 1 the run that was followed has failed; 2 a folder, configuration, dataset or weights file that
 will not do, said in one line.
@@ -22,7 +23,7 @@ import torch
 from franca.config import ConfigError, TrainConfig, load_config
 from franca.data.datasets import DataError
 from franca.distributed import parse_place, rank, setup, teardown
-from franca.evaluate.follow import follow_run
+from franca.evaluate.follow import follow_run, measure_all
 from franca.evaluate.linear import Probe
 from franca.evaluate.measure import (
     PROTOCOLS,
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with progress_lines():
             wanted = make_wanted(options)
+            if options.all:
+                measure_all(options.subject, wanted=wanted, device=options.device)
+                return 0
             if options.follow:
                 return follow_run(options.subject, wanted=wanted, device=options.device, poll_s=options.poll_s)
             evaluate_subject(options, wanted=wanted)
@@ -70,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--linear-iterations", type=int, default=Probe.iterations, help="(default: 12500)")
     parser.add_argument("--linear-batch", type=int, default=Probe.batch, help="images of all processes (default: 128)")
     parser.add_argument("--follow", action="store_true", help="measure every teacher of a run until it has finished")
+    parser.add_argument("--all", action="store_true", help="measure every teacher of a run that is not measured yet")
     parser.add_argument("--poll-s", type=float, default=15.0, help="how often --follow looks for one (default: 15)")
     return parser
 

@@ -15,6 +15,7 @@ from franca.models.vit import VisionTransformer
 from franca.models.weights import WeightsError, load_backbone, load_weights, rename_upstream
 
 FILE = "teacher_checkpoint.safetensors"
+UNTRAINED = "untrained"  # the folder in `eval` of what was measured before the first iteration
 
 
 @dataclass(frozen=True)

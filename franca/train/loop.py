@@ -27,7 +27,7 @@ from franca.distributed import (
 )
 from franca.evaluate.knn import write_knn_results
 from franca.evaluate.protocol import describe_knn, evaluate_knn, make_encoder
-from franca.evaluate.teacher import FILE, save_teacher
+from franca.evaluate.teacher import FILE, UNTRAINED, save_teacher
 from franca.models.vit import VisionTransformer
 from franca.schedules import make_schedules
 from franca.train.checkpoint import load_newest_checkpoint, make_checkpoints
@@ -261,17 +261,23 @@ def accumulate_gradients(
 def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done: int, device: torch.device) -> None:
     """Write the teacher's backbone after `done` iterations, once it has been trained, and its k-NN accuracy.
 
-    All processes encode images and search among them, the first one writes. Evaluated apart, the backbone alone is
-    written, and `franca evaluate --follow` measures it beside the run.
+    All processes encode images and search among them, the first one writes. Evaluated apart, the first one alone keeps
+    the backbone and writes it without results; `franca evaluate --follow` measures it beside the run.
     """
-    recipe = config.recipe
-    with torch.device("meta"):
-        backbone = VisionTransformer(recipe.model, grid=recipe.crops.global_px // recipe.model.patch_px)
-    backbone.load_state_dict(whole_state(model.teacher["backbone"]), assign=True)
-    place = folder / "eval" / (f"training_{done - 1}" if done else "untrained")
+    recipe, inline = config.recipe, config.execution.evaluate == "inline"
+    if not (done or inline):
+        return
+    state = whole_state(model.teacher["backbone"], kept=inline or rank() == 0)
+    place = folder / "eval" / (f"training_{done - 1}" if done else UNTRAINED)
+    if state:
+        with torch.device("meta"):
+            backbone = VisionTransformer(recipe.model, grid=recipe.crops.global_px // recipe.model.patch_px)
+        backbone.load_state_dict(state, assign=True)
     if done and rank() == 0:
+        for stale in place.glob("*.json"):  # of another teacher, where a run came here twice
+            stale.unlink()
         save_teacher(backbone, path=place / FILE, config=config)
-    if config.execution.evaluate == "inline":
+    if inline:
         result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
         if rank() == 0:
             write_knn_results(place / "results_eval_knn.json", result.accuracies)

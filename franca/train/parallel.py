@@ -9,6 +9,7 @@ from franca.config import ConfigError, TrainConfig
 from franca.distributed import make_mesh, replicate, shard, world_size
 from franca.evaluate.teacher import file_sha256
 from franca.models.attention import choose_backend
+from franca.models.vit import VisionTransformer
 from franca.models.weights import WeightsError, load_backbone, load_head, load_weights
 from franca.train.metrics import LOG
 from franca.train.self_distillation import DTYPES, HEADS, SelfDistillation
@@ -95,6 +96,23 @@ def load_start(model: SelfDistillation, *, config: TrainConfig) -> None:
     load_networks(model.teacher, weights, path=path, heads_required=False)
     load_networks(model.student, students or weights, path=path, heads_required=False)
     LOG.info("starting from: %s, SHA-256 %s", path, file_sha256(path))
+
+
+def make_untrained(config: TrainConfig, *, generator: torch.Generator) -> VisionTransformer:
+    """The teacher's backbone before the first iteration, on the CPU: what `make_model` and `load_start` give it.
+
+    Backbones are the first that `make_model` gives values to, so a generator of the same seed gives them these.
+    """
+    recipe = config.recipe
+    backbone = VisionTransformer(recipe.model, grid=recipe.crops.global_px // recipe.model.patch_px)
+    backbone.init_weights(generator)
+    if recipe.start:
+        path = _weights_path(config.execution.start_weights, key="start_weights", row=recipe.start)
+        try:
+            load_backbone(backbone, load_weights(path), interpolate=True)
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+    return backbone.eval()
 
 
 def load_frozen_teacher(model: SelfDistillation, *, config: TrainConfig) -> str:
