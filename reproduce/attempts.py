@@ -24,6 +24,8 @@ INTERRUPTED = 75  # EX_TEMPFAIL: the command saved its work and asks to be start
 MISTAKE = 2
 FORWARDED = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 KILLED = "error: the trainer was killed by"
+KNN = "results_eval_knn.json"
+NOTHING = -1  # in place of the teacher that is to be measured first
 IDLE_STARTS = 4  # this many starts at one and the same iteration, and the job gives up
 ORPHAN_S = 1200.0  # less than the half hour for which the job's other processes wait for the first one
 GRACE_S = 10.0  # between a task's failure and the end of the others: time to say what they know, and to end themselves
@@ -31,7 +33,10 @@ GRACE_S = 10.0  # between a task's failure and the end of the others: time to sa
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a job: when, and how many iterations the run's newest checkpoint then held."""
+    """One start of a job: when, and how many iterations the run's newest checkpoint then held.
+
+    Of a job that evaluates, after how many the teacher came that it had to measure first.
+    """
 
     time: str
     iteration: int
@@ -44,12 +49,14 @@ class Command:
     SIGUSR2 is the cluster's notice that the time is up: once the child has saved its work, submitit's own handler,
     which asks `checkpoint` what to start next, requeues the job. `visible_gpus` is CUDA_VISIBLE_DEVICES as the user set
     it: submitit's local executor would count GPUs from 0 again. `run` is the run folder whose checkpoints are the
-    job's progress. A task that fails where there are several ends with the command's code, on which srun ends the rest.
+    job's progress, `evaluates` one whose teachers it measures. A task that fails where there are several ends with the
+    command's code, on which srun ends the rest.
     """
 
     arguments: tuple[str, ...]
     visible_gpus: str | None = None
     run: str | None = None
+    evaluates: str | None = None
 
     def __call__(self) -> int:
         import submitit
@@ -83,14 +90,21 @@ class Command:
             print(f"error: an earlier start of this job still trains in {self.run}, on a lost node", file=sys.stderr)
             write_whole(exit_file(folder, job_id), "1\n")
             sys.exit(1)
-        iteration = newest_checkpoint(Path(self.run)) if self.run else 0
-        if self.run and len(earlier) >= IDLE_STARTS and {s.iteration for s in earlier[-IDLE_STARTS:]} == {iteration}:
+        iteration = self._progress()
+        idle = len(earlier) >= IDLE_STARTS and {start.iteration for start in earlier[-IDLE_STARTS:]} == {iteration}
+        if idle and iteration != NOTHING:
             print(f"error: started {IDLE_STARTS} times at iteration {iteration} and came no further", file=sys.stderr)
             write_whole(exit_file(folder, job_id), "1\n")
             sys.exit(1)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "iteration": iteration}
         with starts_file(folder, job_id).open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _progress(self) -> int:
+        """What changes as the job comes further, if it has something to come further with."""
+        if self.run:
+            return newest_checkpoint(Path(self.run))
+        return next(iter(waiting_teachers(Path(self.evaluates))), NOTHING) if self.evaluates else NOTHING
 
 
 def starts_file(folder: Path, job_id: str) -> Path:
@@ -123,6 +137,13 @@ def _outlive(lock: Path) -> bool:
             return False
         time.sleep(1.0)
     return True
+
+
+def waiting_teachers(run: Path) -> tuple[int, ...]:
+    """The iterations after which a run's teacher was written and is not evaluated yet; 0 is the untrained network."""
+    names = [path.parent.name.removeprefix("training_") for path in run.glob("eval/training_*/*.safetensors")]
+    places = {0: "untrained"} | {int(name) + 1: f"training_{name}" for name in names if name.isdigit()}
+    return tuple(done for done, place in sorted(places.items()) if not (run / "eval" / place / KNN).is_file())
 
 
 def _run_child(arguments: Sequence[str]) -> int:

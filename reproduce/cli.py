@@ -123,6 +123,7 @@ def run_row(
     as_json: Json = False,
 ) -> int:
     """Train, evaluate, judge and report a row; what is already done is not done again."""
+    from reproduce.beside import render_evaluator
     from reproduce.judging import RunFiles, judge_run, write_report
     from reproduce.phases import evaluate, launch_note, render_launch, train
 
@@ -131,6 +132,9 @@ def run_row(
         typer.echo(render_launch(laid_out), nl=False)
         if laid_out.site.executor == "slurm":  # its script is what sbatch is given, to the byte
             screen.say(launch_note(laid_out))
+        beside = render_evaluator(laid_out)
+        if beside is not None:
+            screen.say(f"beside it, a second job evaluates:\n{beside}")
         return 0
     for note in laid_out.notes:
         screen.say(note)

@@ -7,6 +7,7 @@ terminal's Ctrl-C and hang-up.
 
 import fcntl
 import json
+import math
 import os
 import re
 import shlex
@@ -107,6 +108,26 @@ def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> d
     )
 
 
+def evaluation_parameters(resolved: Resolved, *, after: str | None = None) -> dict[str, Any]:
+    """submitit's parameters for the one task that evaluates a run, on a cluster once the job `after` has started."""
+    parameters = make_parameters(resolved, nodes=1, tasks_per_node=1)
+    slurm = resolved.site.slurm
+    if resolved.site.executor != "slurm" or slurm is None:
+        return parameters
+    own = slurm.evaluation
+    share = slurm.mem_gb_per_node and math.ceil(slurm.mem_gb_per_node / resolved.tasks_per_node)
+    further = {} if after is None else {"dependency": f"after:{after}"}
+    parameters |= {
+        "name": f"{resolved.spec.row}-evaluate",
+        "timeout_min": own.timeout_min or slurm.timeout_min,
+        "cpus_per_task": own.cpus or slurm.cpus_per_task,
+        "mem_gb": own.mem_gb or share,
+        "slurm_partition": own.partition or slurm.partition,
+        "slurm_additional_parameters": {**slurm.additional_parameters, **further},
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
 def site_parameters(site: Site, *, name: str, device: str, nodes: int, tasks_per_node: int) -> dict[str, Any]:
     """submitit's parameters for a job on a site; one GPU to a task where the device is `cuda`."""
     parameters: dict[str, Any] = {
@@ -143,13 +164,15 @@ def submit(
     executor: Executor,
     parameters: Mapping[str, Any],
     run: Path | None = None,
+    evaluates: Path | None = None,
     snapshot: Path | None = None,
 ) -> Job:
     """Start a command as a job whose files go to a new folder inside `folder`.
 
     `parameters` are submitit's (`nodes`, `tasks_per_node`, `gpus_per_node`, `slurm_partition`, ...). `run` is the run
-    folder whose checkpoints are the job's progress, `snapshot` the copy of the code that it runs. Raises `SiteError`
-    where the cluster is absent or refuses the job, `RunError` where this machine cannot start it.
+    folder whose checkpoints are the job's progress, `evaluates` one whose teachers it measures, `snapshot` the copy of
+    the code that it runs. Raises `SiteError` where the cluster is absent or refuses the job, `RunError` where this
+    machine cannot start it.
     """
     if executor == "slurm":
         _require_cluster()
@@ -160,6 +183,7 @@ def submit(
             "arguments": list(arguments),
             "visible_gpus": gpus,
             "run": None if run is None else str(run.resolve()),
+            "evaluates": None if evaluates is None else str(evaluates.resolve()),
         },
         "executor": executor,
         "parameters": with_snapshot(parameters, snapshot=snapshot) if executor == "slurm" else dict(parameters),
@@ -204,8 +228,11 @@ def with_snapshot(parameters: Mapping[str, Any], *, snapshot: Path | None) -> di
     return {**parameters, "slurm_setup": [*parameters.get("slurm_setup", ()), *lines]}
 
 
-def render_script(folder: Path, *, parameters: Mapping[str, Any]) -> str:
-    """The text that `sbatch` would be given for the next job inside `folder`. Asks no cluster and writes nothing."""
+def render_script(folder: Path, *, parameters: Mapping[str, Any], ahead: int = 0) -> str:
+    """The text that `sbatch` would be given for the next job inside `folder`, after so many that are still `ahead`.
+
+    Asks no cluster and writes nothing.
+    """
     from submitit.slurm.slurm import SlurmExecutor
 
     class Elsewhere(SlurmExecutor):
@@ -215,7 +242,7 @@ def render_script(folder: Path, *, parameters: Mapping[str, Any]) -> str:
         def affinity(cls) -> int:
             return 1
 
-    executor = Elsewhere(next_job_folder(folder), max_num_timeout=MAX_REQUEUES)
+    executor = Elsewhere(next_job_folder(folder, ahead=ahead), max_num_timeout=MAX_REQUEUES)
     own = {key.removeprefix("slurm_"): value for key, value in parameters.items()}
     executor.update_parameters(**executor._convert_parameters(own))
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
@@ -286,10 +313,10 @@ def _refusals(folder: Path) -> Iterator[None]:
         raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
 
 
-def next_job_folder(folder: Path) -> Path:
+def next_job_folder(folder: Path, *, ahead: int = 0) -> Path:
     """The next numbered folder: job ids come again, and submitit would take an old job's result for the new one's."""
     numbers = (int(path.name) for path in folder.glob("*") if path.name.isdigit())
-    return folder.resolve() / f"{1 + max(numbers, default=0):04d}"
+    return folder.resolve() / f"{1 + ahead + max(numbers, default=0):04d}"
 
 
 def _make_job_folder(folder: Path) -> Path:

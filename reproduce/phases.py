@@ -1,28 +1,25 @@
 """What `reproduce train` and `reproduce evaluate` do: start or take up a job, follow it, and say how it ended."""
 
-import fcntl
 import importlib.util
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from reproduce.attempts import newest_checkpoint
+from reproduce.beside import POLL_S, Beside, stop_evaluator
 from reproduce.containers import python_command
 from reproduce.endings import FailedRunError, LostRunError, raise_if_cut_short, raise_if_failed
 from reproduce.errors import RunError, SiteError
-from reproduce.files import short_path
-from reproduce.launch import Job, make_parameters, render_script, submit, with_snapshot
+from reproduce.files import held, short_path, write_whole
+from reproduce.launch import Job, evaluation_parameters, make_parameters, render_script, submit, with_snapshot
 from reproduce.progress import Progress, newest_evaluation, read_progress
 from reproduce.resolve import Resolved
 from reproduce.runs import RunState, is_alive, newest_job, open_run, read_evaluation, read_state, record_launch
 from reproduce.sites import Site
-from reproduce.snapshot import snapshot_path, take_snapshot
+from reproduce.snapshot import CODE, snapshot_path, take_snapshot
 
-CODE = "code"  # copies of the code, in the run folder
-POLL_S = {"local": 0.5, "slurm": 15.0}  # squeue is a load on the whole cluster
 TRAINER_NEEDS = {
     "torch": "torch",
     "jaxtyping": "jaxtyping",
@@ -49,6 +46,7 @@ class Screen(Protocol):
 def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunState:
     """Train until the recipe's end, or `until_iteration` of the configuration; returns the run's last state.
 
+    Evaluated apart, the run's teachers are measured by a job beside it, which is waited for and never fails it.
     A job that is already at it is taken up, never doubled; one that the cluster lost is followed by another while that
     brings new checkpoints. Raises `FailedRunError`, `InterruptedRunError`, or
     `KeyboardInterrupt` once the job that was started here has saved its work.
@@ -61,6 +59,10 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         state = read_state(folder)
         if state is not None and state.iteration >= target and not is_alive(folder):
             screen.say(f"{short_path(folder)}: {state.state}, {state.iteration} of {state.of} iterations done")
+            try:
+                Beside(resolved, say=screen.say).finish()
+            except FailedRunError as error:
+                screen.say(str(error))
             return state
         if started:
             raise FailedRunError(
@@ -70,7 +72,7 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         job = None
         try:
             job, started = _start_or_take_up(resolved, folder=folder, screen=screen)
-            _follow(folder, job=job, target=target, screen=screen)
+            _follow(resolved, job=job, target=target, screen=screen)
         except KeyboardInterrupt:
             _stop(job if started else None, folder=folder, command=command, screen=screen)
             raise
@@ -113,6 +115,7 @@ def start(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> None
         screen.say(f"{short_path(folder)}: {state.state}, {state.iteration} of {state.of} iterations done")
         return
     _start_or_take_up(resolved, folder=folder, screen=screen)
+    Beside(resolved, say=screen.say).keep()
 
 
 def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
@@ -121,12 +124,16 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     None where the run has not come to its first evaluation yet: there is no teacher to evaluate.
     """
     require_trainer(resolved.site)
-    folder = resolved.folder
+    folder, beside = resolved.folder, Beside(resolved, say=screen.say)
     result = folder / "evaluation.json"
     if not (folder / "config.yaml").is_file():
         raise RunError("nothing is trained yet", path=folder, mend=f"reproduce train {resolved.spec.row}")
-    if is_alive(folder):
+    if is_alive(folder) and not beside.apart:
         raise RunError("the run is being trained", path=folder, mend="evaluate it when it has ended, or stop it first")
+    while is_alive(folder):
+        beside.keep()
+        time.sleep(POLL_S[resolved.site.executor])
+    beside.finish()
     done = newest_evaluation(folder)
     if done is None:
         period = resolved.config.recipe.evaluation.period_iterations
@@ -137,12 +144,17 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     if result.is_file() and read_evaluation(folder)["iteration"] == done:
         screen.say(f"{short_path(result)}: evaluated after {done} iterations")
         return result
+    measured = folder / "eval" / f"training_{done - 1}" / "evaluation.json"
+    if beside.apart and measured.is_file():
+        write_whole(result, measured.read_bytes())
+        screen.say(f"{short_path(result)}: evaluated after {done} iterations, beside the training")
+        return result
     screen.say(f"{short_path(folder)}: evaluating the teacher after {done} iterations")
     job = submit(
         (*python_command(resolved.site, root=resolved.spec.root), "-m", "franca.evaluate", str(folder.resolve())),
         folder=folder / "submitit",
         executor=resolved.site.executor,
-        parameters=make_parameters(resolved, nodes=1, tasks_per_node=1),
+        parameters=evaluation_parameters(resolved),
         snapshot=take_snapshot(folder / CODE),
     )
     try:
@@ -194,18 +206,12 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
         return job, True
 
 
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """An exclusive lock on `path`, waited for: two harnesses that start at once must not start two trainers."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _follow(folder: Path, *, job: Job | None, target: int, screen: Screen) -> None:
-    """Show where the run stands until nothing trains it any more."""
+def _follow(resolved: Resolved, *, job: Job | None, target: int, screen: Screen) -> None:
+    """Show where the run stands until nothing trains it any more; keep a job beside it that evaluates."""
+    folder, beside = resolved.folder, Beside(resolved, say=screen.say)
     try:
         while is_alive(folder):
+            beside.keep()
             screen.show(read_progress(folder, target=target))
             time.sleep(POLL_S[job.executor if job else "local"])
         screen.show(read_progress(folder, target=target))
@@ -219,6 +225,7 @@ def _stop(job: Job | None, *, folder: Path, command: Sequence[str], screen: Scre
         if job is not None and job.executor == "local":
             screen.say("stopping: the trainer saves a checkpoint first (Ctrl-C again leaves it running)")
             job.stop()
+            stop_evaluator(folder)
             while is_alive(folder):
                 time.sleep(0.1)
             state = read_state(folder)

@@ -157,6 +157,7 @@ def _make_execution(
         activation_checkpointing=site.activation_checkpointing,
         start_weights=_weights(recipe.start, site=site, root=spec.root),
         teacher_weights=_weights(teacher, site=site, root=spec.root),
+        evaluate=site.evaluate,
     )
 
 

@@ -22,6 +22,8 @@ from reproduce.launch import Job
 from reproduce.resolve import Resolved
 from reproduce.spec import Margins, Spec
 
+LAUNCH, EVALUATOR = "launch.json", "evaluator.json"
+
 State = Literal["running", "finished", "paused", "interrupted", "failed"]
 
 
@@ -69,22 +71,46 @@ def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
 def record_launch(folder: Path, *, job: Job, site: str) -> None:
     """Note a launch: `launch.json` names the newest job, `provenance.json` all of them."""
     started = _now()
-    launch = {
-        "executor": job.executor,
-        "job_id": job.job_id,
-        "submitit_folder": os.path.relpath(job.folder, folder.resolve()),
-        "pid": int(job.job_id) if job.executor == "local" else None,
-        "started": started,
-    }
-    write_whole(folder / "launch.json", json.dumps(launch, indent=1) + "\n")
+    _write_launch(folder / LAUNCH, job=job, started=started)
     provenance = read_provenance(folder)
     provenance["launches"].append({"time": started, "job": job.job_id, "site": site, "executor": job.executor})
     write_whole(folder / "provenance.json", json.dumps(provenance, indent=1) + "\n")
 
 
+def record_evaluator(folder: Path, *, job: Job) -> None:
+    """Note the job that measures the run's teachers beside its training."""
+    _write_launch(folder / EVALUATOR, job=job, started=_now())
+
+
 def newest_job(folder: Path) -> Job | None:
     """The job that was launched last, or None where there was none or its files were cleared away."""
-    path = folder / "launch.json"
+    return _load_launch(folder, LAUNCH)
+
+
+def newest_evaluator(folder: Path) -> Job | None:
+    """The job that was launched last to measure teachers beside the training, as `newest_job`."""
+    return _load_launch(folder, EVALUATOR)
+
+
+def is_apart(folder: Path) -> bool:
+    """Whether the training that was launched last leaves its teachers to be measured by a job beside it."""
+    path = folder / "config.yaml"
+    return path.is_file() and _load_run_config(path).execution.evaluate == "apart"
+
+
+def _write_launch(path: Path, *, job: Job, started: str) -> None:
+    launch = {
+        "executor": job.executor,
+        "job_id": job.job_id,
+        "submitit_folder": os.path.relpath(job.folder, path.parent.resolve()),
+        "pid": int(job.job_id) if job.executor == "local" else None,
+        "started": started,
+    }
+    write_whole(path, json.dumps(launch, indent=1) + "\n")
+
+
+def _load_launch(folder: Path, name: str) -> Job | None:
+    path = folder / name
     if not path.is_file():
         return None
     launch = _read_json(path)

@@ -13,6 +13,16 @@ from reproduce.validate import load_schema, validate
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What differs for a job that evaluates, on one GPU; None is as the training has it, of memory its share."""
+
+    partition: str | None = None
+    timeout_min: int | None = None
+    cpus: int | None = None
+    mem_gb: int | None = None
+
+
+@dataclass(frozen=True)
 class Slurm:
     """What `sbatch` is told beyond nodes, tasks and GPUs.
 
@@ -30,6 +40,7 @@ class Slurm:
     setup: tuple[str, ...]
     environment: Mapping[str, str | int]
     additional_parameters: Mapping[str, str | int | bool]
+    evaluation: Evaluation = Evaluation()
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Site:
     gpus_per_node: None counts those that the driver lists. processes_per_node: those that share a run without GPUs;
     None is one in all. batch_per_gpu_max: images that fit in one GPU's memory; None trusts the row's documented batch.
     paths: the files that a user edits to change the site, most specific first. scratch: the folder that all nodes see
-    in which checkpoints lie; None is each run's own.
+    in which checkpoints lie; None is each run's own. evaluate: inline, while training waits, or apart, by a job beside.
     """
 
     name: str
@@ -75,6 +86,7 @@ class Site:
     paths: tuple[Path, ...]
     container: Container | None = None
     scratch: str | None = None
+    evaluate: Literal["inline", "apart"] = "inline"
 
 
 def load_site(name: str | None = None, *, root: Path | None = None) -> Site:
@@ -130,7 +142,7 @@ def _make_site(name: str, *, shipped: Document, mine: Document | None, root: Pat
     return Site(
         name=name,
         **content,
-        slurm=Slurm(**{**slurm, "setup": tuple(slurm["setup"])}) if slurm else None,
+        slurm=_make_slurm(slurm) if slurm else None,
         container=Container(**{key: _frozen(value) for key, value in container.items()}) if container else None,
         paths=(root / "site.yaml", shipped.path),
     )
@@ -138,6 +150,11 @@ def _make_site(name: str, *, shipped: Document, mine: Document | None, root: Pat
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _make_slurm(content: Mapping[str, Any]) -> Slurm:
+    evaluation = Evaluation(**content["evaluation"])
+    return Slurm(**{**content, "setup": tuple(content["setup"]), "evaluation": evaluation})
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

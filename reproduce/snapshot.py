@@ -13,6 +13,7 @@ from pathlib import Path
 
 PACKAGES = ("franca", "reproduce")
 ORIGIN = "git.txt"
+CODE = "code"  # the folder of the copies in a run folder
 LEFT_OUT = ("__pycache__", "*.pyc")
 DIGITS = 12
 

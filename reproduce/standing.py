@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reproduce.attempts import waiting_teachers
 from reproduce.causes import find_cause
 from reproduce.errors import RunError
 from reproduce.files import is_locked, read_tail, short_path
 from reproduce.launch import Job
 from reproduce.progress import render_duration
-from reproduce.runs import newest_job, read_state
+from reproduce.runs import newest_evaluator, newest_job, read_state
 from reproduce.terminal import render_table
 
 QUEUE_S = 20.0  # after which a controller counts as away
@@ -39,6 +40,7 @@ class Standing:
     """One run. `state`: new, waiting, requeued, suspended, running, lost, or the trainer's last word.
 
     `certain` is False where the cluster was not there to ask. `restarts` is of the newest job; `checked` the verdict.
+    Of a run that is evaluated apart, `unevaluated` teachers wait, and `evaluator` is the job beside it, while it lives.
     """
 
     row: str
@@ -54,6 +56,8 @@ class Standing:
     restarts: int
     reason: str | None
     folder: Path
+    evaluator: str | None
+    unevaluated: int
 
 
 def load_standings(root: Path, *, pattern: str = "*") -> tuple[tuple[Standing, ...], str | None]:
@@ -115,6 +119,7 @@ def _make_standing(folder: Path, *, job: Job | None, queue: Queue, root: Path) -
         reason = reason or (last.error if last and state == "failed" else None)
     done, of = (last.iteration, last.of) if last else (0, 0)
     line = _newest_line(folder)
+    evaluator, unevaluated = _find_evaluation(folder, queue=queue)
     row = folder.parent.name.partition("@")[0]
     return Standing(
         row=row,
@@ -130,6 +135,8 @@ def _make_standing(folder: Path, *, job: Job | None, queue: Queue, root: Path) -
         restarts=max(0, len(job.starts()) - 1) if job else 0,
         reason=reason,
         folder=folder,
+        evaluator=evaluator,
+        unevaluated=unevaluated,
     )
 
 
@@ -147,6 +154,19 @@ def _find_state(folder: Path, *, job: Job | None, last: str, queue: Queue) -> tu
         return last, True, None
     cause = find_cause(folder, job=job)
     return ("failed" if last == "failed" else "lost"), True, f"{cause.kind}: {cause.said}" if cause else None
+
+
+def _find_evaluation(folder: Path, *, queue: Queue) -> tuple[str | None, int]:
+    """(the job beside the run, if it waits or runs, how many teachers wait); neither of a run that was never apart."""
+    try:
+        job = newest_evaluator(folder)
+    except RunError:
+        job = None
+    if job is None:
+        return None, 0
+    known = queue.problem is None
+    alive = (job.job_id in queue.jobs or not known) if job.executor == "slurm" else job.is_running()
+    return job.job_id if alive else None, len(waiting_teachers(folder))
 
 
 def _newest_line(folder: Path) -> dict[str, Any]:
@@ -181,5 +201,12 @@ def _cells(standing: Standing) -> tuple[str, ...]:
         standing.checked or "–",
         str(standing.restarts or ""),
         standing.job or "",
-        (standing.reason or "").splitlines()[0] if standing.reason else short_path(standing.folder),
+        (standing.reason or _evaluation_note(standing) or short_path(standing.folder)).splitlines()[0],
     )
+
+
+def _evaluation_note(standing: Standing) -> str:
+    if not standing.unevaluated:
+        return ""
+    by = f"by job {standing.evaluator}" if standing.evaluator else f"by nobody: reproduce evaluate {standing.row}"
+    return f"{standing.unevaluated} not evaluated yet, {by}"

@@ -12,20 +12,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from reproduce.beside import Beside
 from reproduce.compose import find_root
 from reproduce.errors import ReproduceError, SpecError
-from reproduce.files import short_path
+from reproduce.files import held, short_path
 from reproduce.judging import load_run_spec
 from reproduce.launch import make_parameters, submit_array
 from reproduce.overrides import split_sweep
-from reproduce.phases import CODE, Screen, held, require_trainer, train, trainer
+from reproduce.phases import Screen, require_trainer, train, trainer
 from reproduce.places import did_you_mean
 from reproduce.plan import make_plan
 from reproduce.progress import read_progress
 from reproduce.resolve import Resolved, resolve
 from reproduce.runs import is_alive, open_run, record_launch
 from reproduce.sites import Site
-from reproduce.snapshot import take_snapshot
+from reproduce.snapshot import CODE, take_snapshot
 from reproduce.spec import list_rows
 from reproduce.standing import Standing, load_standings
 from reproduce.terminal import render_table
@@ -169,6 +170,8 @@ def _submit_runs(runs: Sequence[Resolved], *, parallel: int, command: Sequence[s
         for resolved, job in zip(free, jobs, strict=True):
             record_launch(resolved.folder, job=job, site=resolved.site.name)
             screen.say(f"{short_path(resolved.folder)}: submitted as job {job.job_id}")
+    for resolved in free:  # their launches are free again, each evaluation is one of its own
+        Beside(resolved, say=screen.say).keep()
 
 
 def _varied_keys(members: Sequence[Member]) -> tuple[str, ...]:

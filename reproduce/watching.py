@@ -63,16 +63,24 @@ def check_this_site(
 
 
 @command("logs")
-def print_log(row: Row, changes: Changes = None, seed: Seed = None, lines: Lines = 20, follow: Follow = False) -> None:
+def print_log(
+    row: Row,
+    changes: Changes = None,
+    seed: Seed = None,
+    lines: Lines = 20,
+    follow: Follow = False,
+    evaluation: Annotated[bool, typer.Option("--evaluation", help="Of the job that evaluates beside it.")] = False,
+) -> None:
     """Print the end of a run's log; what a job said before its log began, where there is none."""
     from reproduce.asking import find_run
-    from reproduce.runs import is_alive, newest_job
+    from reproduce.runs import is_alive, newest_evaluator, newest_job
 
     folder = find_run(row, changes, seed=seed).folder
-    path, job = folder / "log.txt", newest_job(folder)
-    if not path.is_file() and job is not None and job.stderr.is_file():
+    job = newest_evaluator(folder) if evaluation else newest_job(folder)
+    path = folder / "log.txt"
+    if (evaluation or not path.is_file()) and job is not None and job.stderr.is_file():
         path = job.stderr
-    if not path.is_file():
+    elif evaluation or not path.is_file():
         raise RunError("there is no log yet", path=folder, mend=f"reproduce status {row}")
     with path.open(errors="replace") as file:
         text = file.read().splitlines(keepends=True)
@@ -90,17 +98,22 @@ def print_log(row: Row, changes: Changes = None, seed: Seed = None, lines: Lines
 
 @command("cancel")
 def cancel_run(row: Row, changes: Changes = None, seed: Seed = None) -> None:
-    """Ask a run's job to save its work and end; one that still waits is taken out of the queue."""
+    """Ask a run's job, and the one that evaluates it, to save and end; one that waits is taken out of the queue."""
     from reproduce.asking import find_run
+    from reproduce.beside import stop_evaluator
     from reproduce.runs import newest_job
 
     folder = find_run(row, changes, seed=seed).folder
-    job = newest_job(folder)
-    if job is None or not job.is_running():
+    training, evaluation = newest_job(folder), stop_evaluator(folder)
+    if training is not None and training.is_running():
+        training.stop()
+    else:
+        training = None
+    jobs = " and ".join(job.job_id for job in (training, evaluation) if job is not None)
+    if not jobs:
         typer.echo(f"{short_path(folder)}: nothing runs or waits")
         return
-    job.stop()
-    typer.echo(f"{short_path(folder)}: job {job.job_id} was asked to stop; go on with: reproduce resume {row}")
+    typer.echo(f"{short_path(folder)}: job {jobs} was asked to stop; go on with: reproduce resume {row}")
 
 
 @command("resume")

@@ -16,11 +16,12 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 LAYERS = (
     "errors files terminal places validate compose sources overrides rules versions spec sites containers",
     "resolve audit plan",
-    "attempts snapshot launch runs",
+    "attempts snapshot launch runs evaluator",
     "json_text problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "figures report",
-    "published references progress causes endings standing phases judging live released weights pipeline sweeps probes",
+    "published references progress causes endings beside standing phases",
+    "judging live released weights pipeline sweeps probes",
     "overview tables screen console asking watching sweeping live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]

@@ -162,3 +162,20 @@ def test_nothing_run_yet_is_said(tmp_path: Path) -> None:
     """Without a run there is a sentence in the table's place."""
     standings, problem = load_standings(tmp_path)
     assert render_standings(standings, problem, width=80) == "no run was made here yet"
+
+
+def test_evaluation_beside_a_run_is_told(tmp_path: Path, queue: MakeQueue) -> None:
+    """Of a run that is evaluated apart it is said what waits, and whether a job is there to measure it."""
+    calls = queue("printf '3|RUNNING|None\\n9|RUNNING|None\\n'")
+    for name, evaluator in (("attended", "9"), ("alone", "8"), ("inline", None)):
+        folder = make_run(tmp_path, name, state="running", job="3")
+        if evaluator:
+            launch = {"executor": "slurm", "job_id": evaluator, "submitit_folder": "submitit/0001"}
+            (folder / "evaluator.json").write_text(json.dumps(launch))
+    runs = stand(tmp_path)
+    found = {name: (runs[name].evaluator, runs[name].unevaluated) for name in runs}
+    assert found == {"attended": ("9", 1), "alone": (None, 1), "inline": (None, 0)}
+    table = render_standings(tuple(runs.values()), None, width=300)
+    assert "1 not evaluated yet, by job 9" in table
+    assert "1 not evaluated yet, by nobody: reproduce evaluate digits" in table
+    assert len(calls.read_text().splitlines()) == 1
