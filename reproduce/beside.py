@@ -13,6 +13,7 @@ from pathlib import Path
 from reproduce.attempts import IDLE_STARTS, INTERRUPTED, NOTHING, waiting_teachers
 from reproduce.containers import python_command
 from reproduce.endings import FailedRunError
+from reproduce.errors import RunError, SiteError
 from reproduce.files import held, short_path
 from reproduce.launch import Job, evaluation_parameters, render_script, submit, with_snapshot
 from reproduce.resolve import Resolved
@@ -41,9 +42,10 @@ class Beside:
         job = newest_evaluator(self.folder)
         if job is not None and job.is_running():
             self.seen = job
-        elif job is None or job != self.seen or self._is_worth_another(job):
+            return
+        if job is None or job != self.seen or self._is_worth_another(job):
             self._launch()
-        else:
+        if self.failure:
             self.say(f"{self.failure}\nthe training goes on without it")
 
     def finish(self) -> None:
@@ -67,30 +69,37 @@ class Beside:
                 if self.seen is not None:
                     self.say(f"{short_path(self.folder)}: every teacher is evaluated")
                 return
-            elif job is None or job != self.seen or self._is_worth_another(job):
-                self._launch()
             else:
-                assert self.failure is not None
-                raise self.failure
+                if job is None or job != self.seen or self._is_worth_another(job):
+                    self._launch()
+                if self.failure:
+                    raise self.failure
 
     def _launch(self) -> None:
         """Launch the job, unless another harness has."""
-        resolved, training = self.resolved, newest_job(self.folder)
-        after = training.job_id if training is not None and training.is_running() else None
         with held(self.folder / "launch.lock"):
             job = newest_evaluator(self.folder)
             if job is None or not job.is_running():
-                job = submit(
-                    evaluator(resolved),
-                    folder=self.folder / "submitit",
-                    executor=resolved.site.executor,
-                    parameters=evaluation_parameters(resolved, after=after),
-                    evaluates=self.folder,
-                    snapshot=take_snapshot(self.folder / CODE),
-                )
+                try:
+                    job = self._submit()
+                except (RunError, SiteError) as error:
+                    self._fail(f"could not be launched: {error.message}", path=error.path)
+                    return
                 record_evaluator(self.folder, job=job)
-                self.say(f"{short_path(self.folder)}: evaluating as job {job.job_id} on {resolved.site.name}")
+                self.say(f"{short_path(self.folder)}: evaluating as job {job.job_id} on {self.resolved.site.name}")
             self.seen = job
+
+    def _submit(self) -> Job:
+        resolved, training = self.resolved, newest_job(self.folder)
+        after = training.job_id if training is not None and training.is_running() else None
+        return submit(
+            evaluator(resolved),
+            folder=self.folder / "submitit",
+            executor=resolved.site.executor,
+            parameters=evaluation_parameters(resolved, after=after),
+            evaluates=self.folder,
+            snapshot=take_snapshot(self.folder / CODE),
+        )
 
     def _is_worth_another(self, job: Job) -> bool:
         """Whether a job that has ended should be followed by another; `failure` says why not."""
@@ -105,12 +114,12 @@ class Beside:
             how = f"was killed {IDLE_STARTS} times at one teacher: {said}"
         else:
             how = "was asked to end" if code == INTERRUPTED else f"failed: {said}"
-        self.failure = FailedRunError(
-            f"the evaluation {how}",
-            path=job.stderr,
-            mend=shlex.join(("reproduce", "evaluate", self.resolved.spec.row, *self.resolved.spec.overrides)),
-        )
+        self._fail(how, path=job.stderr)
         return False
+
+    def _fail(self, how: str, *, path: Path | None) -> None:
+        again = shlex.join(("reproduce", "evaluate", self.resolved.spec.row, *self.resolved.spec.overrides))
+        self.failure = FailedRunError(f"the evaluation {how}", path=path, mend=again)
 
     def _wait(self, job: Job) -> None:
         try:

@@ -101,6 +101,7 @@ def test_interrupt_ends_both_and_both_go_on(tmp_path: Path) -> None:
     resolved, screen = make_resolved(folder, recipe=LONG, evaluate="apart"), Notes()
     start(resolved, command=COMMAND, screen=screen)
     assert is_alive(folder)
+    wait_for(lambda: (job := newest_evaluator(folder)) is not None and job.starts() != ())
     job = stop_evaluator(folder)
     assert job is not None
     wait_for(lambda: running_evaluator(folder) is None)

@@ -1,15 +1,18 @@
 """Evaluation jobs beside trainings on a real SLURM cluster: hung on them, requeued, lost. Skipped without one."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
 import pytest
-from slurm_runs import COMMAND, NEEDS_CLUSTER, Silent, on_cluster, wait_until
+from slurm_runs import COMMAND, NEEDS_CLUSTER, SLURM, Silent, on_cluster, wait_until
 
 from reproduce.attempts import waiting_teachers
 from reproduce.beside import render_evaluator
+from reproduce.endings import FailedRunError
 from reproduce.phases import POLL_S, evaluate, render_launch, start, train
 from reproduce.runs import newest_evaluator, newest_job, read_evaluation, read_provenance
+from reproduce.sites import Evaluation
 
 pytestmark = NEEDS_CLUSTER
 CHANGES = {"recipe": {"iterations": 600, "evaluation": {"period_iterations": 300}}, "evaluate": "apart"}
@@ -56,3 +59,15 @@ def test_evaluation_survives_its_limit_and_its_death(tmp_path: Path) -> None:
     assert second not in (None, first)
     assert waiting_teachers(resolved.folder) == ()
     assert len(read_provenance(resolved.folder)["launches"]) == 1
+
+
+def test_refused_evaluation_leaves_the_training_alone(tmp_path: Path) -> None:
+    """A partition that does not exist for the evaluation is said, and the run is finished all the same."""
+    wrong = dataclasses.replace(SLURM, evaluation=Evaluation(partition="nowhere"))
+    resolved, said = on_cluster(tmp_path / "run", slurm=wrong, evaluate="apart"), []
+    screen = Silent()
+    screen.say = said.append  # type: ignore[method-assign]
+    assert train(resolved, command=COMMAND, screen=screen).state == "finished"
+    assert sum("could not be launched: the cluster refused the job" in line for line in said) == 2
+    with pytest.raises(FailedRunError, match="nowhere"):
+        evaluate(resolved, screen=screen)
