@@ -261,12 +261,16 @@ def test_hostile_archives_are_indexed_with_all_their_problems(
     """Damage is listed by name in the index's folder; what is whole is found; broken images show with --deep."""
     write_hostile_archives(tmp_path)
     code, (result,) = run("prepare", "laion600m", "--root", tmp_path, capsys=capsys)
-    assert code == 0
+    assert code == 1
     skipped = (Path(result["index"]) / "skipped.txt").read_text().splitlines()
-    assert result["manifest"]["skipped"] == len(skipped) == 21
+    manifest = result["manifest"]
+    assert (manifest["skipped"], manifest["damaged"], len(skipped)) == (14, 7, 21)
+    assert len(result["damaged"]) == 8
+    assert f"{tmp_path}/no-members.tar: no image in it" in result["damaged"]
+    assert any("damaged.tar: byte" in line and "1 images come before that" in line for line in result["damaged"])
     assert "odd-members.tar/../../climbs.jpg: a name that leads out of the archive's folder" in skipped
     code, (result,) = run("verify", "laion600m", "--root", tmp_path, "--deep", capsys=capsys)
-    assert (code, result["differences"], len(result["unreadable"])) == (1, [], 28)
+    assert (code, len(result["damaged"]), result["differences"], len(result["unreadable"])) == (1, 8, [], 28)
     assert any(
         "images.tar/bomb.png: Image size (400000000 pixels) exceeds limit" in line for line in result["unreadable"]
     )
@@ -285,6 +289,30 @@ def test_counts_are_held_against_the_published_ones(tmp_path: Path, capsys: pyte
     ]
     code, (result,) = run("prepare", "laion600m", "--root", tmp_path / "laion", capsys=capsys)
     assert (code, result["notes"][0]) == (0, "240 images of 599,187,600 that were published (0.0%)")
+
+
+def test_damage_is_told_in_a_table_and_empty_classes_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An archive that is none, one without images and one of which none can be decoded are told; two have images."""
+    make_tar(tmp_path / "n1.tar", {"x.JPEG": make_images(1)[0]})
+    make_tar(tmp_path / "n2.tar", {"x.JPEG": b"no image"})
+    make_tar(tmp_path / "n3.tar", {"x.xml": b"no image"})
+    (tmp_path / "n4.tar").write_bytes(b"<html>" * 100)
+    code, (result,) = run("prepare", "imagenet21k", "--root", tmp_path, capsys=capsys)
+    assert (code, result["manifest"]["classes"], result["manifest"]["units"]) == (1, 2, 4)
+    assert result["differences"][1] == "2 classes, 19,167 were published: 19,165 missing"
+    assert main(["data", "verify", "imagenet21k", "--root", str(tmp_path), "--deep"]) == 1
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["damaged", "damaged", "damaged", "unreadable", "3"]
+    for line, said in zip(
+        table[2:6],
+        ("n3.tar: no image in it", "not a tar header", "none of its 1 images", "no image of a known"),
+        strict=True,
+    ):
+        assert said in line
+    assert table[-1].strip() == "3 damaged, 1 unreadable"
+    assert main(["data", "verify", "imagenet21k", "--root", str(tmp_path)]) == 1
 
 
 def change(root: Path) -> Iterator[tuple[str, str]]:

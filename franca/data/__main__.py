@@ -1,9 +1,9 @@
 """`franca data prepare|index|verify NAME --root FOLDER`: a published data set on a disk in, its index and manifest out.
 
 `index` finds every image; `prepare` also holds the counts against the published ones and says how data that are not
-there are fetched; `verify` holds an index against the files. Exit codes: 0 as published, or as indexed; 1 not so, every
-difference is printed; 2 a mistake in the command or a folder that will not do, said in one line; 130 stopped by Ctrl-C,
-to be started again.
+there are fetched; `verify` holds an index against the files. Exit codes: 0 as published, or as indexed; 1 not so, or
+something is damaged, all of which is printed; 2 a mistake in the command or a folder that will not do, said in one
+line; 130 stopped by Ctrl-C, to be started again.
 """
 
 import argparse
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from franca.data.errors import DataError
-from franca.data.index import manifest_path
+from franca.data.index import manifest_path, parse_units
 from franca.data.journal import build_index
 from franca.data.layout import FOLDERS, Split, find_layout
 from franca.data.sources import describe_source
-from franca.data.verify import verify_index
+from franca.data.verify import list_damages, verify_index
 
 SHOWN = 20  # lines of each kind; --json has all
+FINDINGS = ("damaged", "differences", "unreadable")  # any of them makes exit code 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         for result in found:
             print(render_result(result))
-    return int(any(result["differences"] or result["unreadable"] for result in found))
+    return int(any(result[what] for result in found for what in FINDINGS))
 
 
 def render_result(result: dict[str, Any]) -> str:
@@ -60,10 +61,13 @@ def render_result(result: dict[str, Any]) -> str:
     ]
     if manifest["skipped"]:
         lines.append(f"  {manifest['skipped']:,} members are no images to train on: {result['index']}/skipped.txt")
-    for title in ("notes", "differences", "unreadable"):
-        shown = [f"  {line}" for line in result[title][:SHOWN]]
-        lines += [*shown, f"  and {len(result[title]) - SHOWN:,} more"] if len(result[title]) > SHOWN else shown
-    return "\n".join(lines)
+    lines += [f"  {line}" for line in result["notes"]]
+    for what in FINDINGS:
+        lines += [f"  {what.removesuffix('s'):<10}  {line}" for line in result[what][:SHOWN]]
+        if len(result[what]) > SHOWN:
+            lines.append(f"  {'':<10}  and {len(result[what]) - SHOWN:,} more")
+    counts = ", ".join(f"{len(result[what]):,} {what}" for what in FINDINGS if result[what])
+    return "\n".join([*lines, f"  {counts}"] if counts else lines)
 
 
 def compare_published(manifest: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -87,7 +91,15 @@ def _index(options: argparse.Namespace, split: Split) -> dict[str, Any]:
     with _progress(f"{options.name} {split}", total=len(layout.sources)) as advance:
         manifest = build_index(layout, threads=options.threads, deep=options.deep, advance=advance)
     folder = manifest_path(options.root, split=split).parent / manifest["index"]
-    return {"manifest": manifest, "index": str(folder), "notes": [], "differences": [], "unreadable": []}
+    damaged = list_damages(parse_units((folder / "units.jsonl").read_text()), layout=layout)
+    return {
+        "manifest": manifest,
+        "index": str(folder),
+        "notes": [],
+        "damaged": damaged,
+        "differences": [],
+        "unreadable": [],
+    }
 
 
 def _prepare(options: argparse.Namespace, split: Split) -> dict[str, Any]:

@@ -52,20 +52,21 @@ class Header:
     extended: bool
 
 
-def scan_archive(path: str) -> tuple[list[Member], list[str]]:
-    """The images of a tar archive in its order, and a line for everything else that is not a plain directory entry.
+def scan_archive(path: str) -> tuple[list[Member], list[str], str]:
+    """The images of a tar archive in its order, a line for every other member, and what is wrong with the archive.
 
-    Understands ustar, GNU and pax. Of two members of one name the later counts, as unpacking would have it. A torn or
-    damaged archive gives the members before the damage, one that cannot be read none.
+    Understands ustar, GNU and pax. Plain directory entries are passed over in silence. Of two members of one name the
+    later counts, as unpacking would have it. A torn or damaged archive gives the members before the damage, one that
+    cannot be read none; the last text is empty for one that is whole.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return [], [f"cannot be opened: {error.strerror}"]
+        return [], [], f"cannot be opened: {error.strerror}"
     try:
         return _scan(lambda size, offset: os.pread(descriptor, size, offset), os.fstat(descriptor).st_size)
     except OSError as error:
-        return [], [f"cannot be read: {error.strerror}"]
+        return [], [], f"cannot be read: {error.strerror}"
     finally:
         os.close(descriptor)
 
@@ -121,10 +122,11 @@ class OpenArchives:
             os.close(descriptor)
 
 
-def _scan(read: Read, length: int) -> tuple[list[Member], list[str]]:
+def _scan(read: Read, length: int) -> tuple[list[Member], list[str], str]:
     """`scan_archive` of `length` bytes that `read(size, offset)` gives."""
     members: dict[str, Member] = {}
     problems: list[str] = []
+    damage = ""
     try:
         for member, kind in _walk(read, length):
             problem = _describe_problem(member, kind)
@@ -136,8 +138,8 @@ def _scan(read: Read, length: int) -> tuple[list[Member], list[str]]:
                     del members[member.name]
                 members[member.name] = member
     except _DamagedArchive as error:
-        problems.append(str(error))
-    return list(members.values()), problems
+        damage = str(error)
+    return list(members.values()), problems, damage
 
 
 def _describe_problem(member: Member, kind: bytes) -> str:

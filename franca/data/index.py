@@ -2,11 +2,11 @@
 
 Below `<root>/.franca-index` a split has a manifest, `train.json`, and the folder that it names:
 
-    units.jsonl   one line per archive or folder: name, class, images, size, mtime_ns, digest, skipped
+    units.jsonl   one line per archive or folder: name, class, images, size, mtime_ns, digest, skipped, damage
     entries.npy   uint32 [images, 2], 8 bytes an image: in an archive the content's 512-byte block and its bytes; in a
                   folder where its name begins in names.bin, and its bytes
     names.bin     the names of a folder's files, each ended by a zero byte; empty for archives
-    skipped.txt   what is no image to train on, a line each with its reason
+    skipped.txt   what is no image to train on, a line each with its reason; damaged archives first
 
 Both arrays are memory-mapped: a worker holds only the pages that it reads, once for all processes of the machine.
 """
@@ -36,7 +36,10 @@ NO_NAMES = np.empty(0, np.uint8)
 
 @dataclass(frozen=True)
 class Unit:
-    """An archive or a folder of files, as its line in the index has it. `digest` is that of names and sizes."""
+    """An archive or a folder of files, as its line in the index has it. `digest` is that of names and sizes.
+
+    `skipped` are members that are no images to train on, `damage` is what is wrong with an archive as a whole.
+    """
 
     name: str
     class_name: str
@@ -47,6 +50,7 @@ class Unit:
     digest: str
     skipped: tuple[str, ...] = ()
     sha256: str = ""
+    damage: str = ""
 
 
 @dataclass(frozen=True, eq=False)

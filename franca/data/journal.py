@@ -130,7 +130,7 @@ def append_unit(partial: Path, unit: Unit, *, entries: Entries, names: Bytes) ->
             file.write(content)
 
 
-def compare_counts(layout: Layout, *, images: int) -> dict[str, int]:
+def compare_counts(layout: Layout, *, images: int, classes: int) -> dict[str, int]:
     """What was published of a split and how much more of it is here; empty where nothing was published."""
     published = PUBLISHED.get(layout.dataset, {}).get(layout.split)
     if published is None:
@@ -139,7 +139,7 @@ def compare_counts(layout: Layout, *, images: int) -> dict[str, int]:
         "images": published[0],
         "classes": published[1],
         "images_more": images - published[0],
-        "classes_more": len(layout.class_names) - published[1],
+        "classes_more": classes - published[1],
     }
 
 
@@ -150,7 +150,9 @@ def _finish(partial: Path, *, units: list[Unit], layout: Layout, manifest: Path)
         np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (images, 2)})
         assert file.tell() == HEADER
     skipped = [line for unit in units for line in unit.skipped]
-    (partial / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped))
+    damaged = [f"{unit.name}: {unit.damage}" for unit in units if unit.damage]
+    (partial / "skipped.txt").write_text("".join(f"{line}\n" for line in [*damaged, *skipped]))
+    classes = len({unit.class_name for unit in units if unit.images and unit.class_name})
     for path in partial.iterdir():
         with path.open("rb") as written:
             os.fsync(written.fileno())
@@ -164,13 +166,14 @@ def _finish(partial: Path, *, units: list[Unit], layout: Layout, manifest: Path)
         "folder": layout.folder,
         "index": folder.name,
         "images": images,
-        "classes": len(layout.class_names),
+        "classes": classes,
         "units": len(units),
         "bytes": sum(unit.size for unit in units),
         "fingerprint": fingerprint,
         "sha256": combine_digests(unit.sha256 for unit in units) if all(unit.sha256 for unit in units) else "",
         "skipped": len(skipped),
-        "published": compare_counts(layout, images=images),
+        "damaged": len(damaged),
+        "published": compare_counts(layout, images=images, classes=classes),
     }
     if folder.exists():
         shutil.rmtree(folder)

@@ -41,7 +41,7 @@ def identify_source(source: Source, *, layout: Layout) -> tuple[int, int]:
 def _scan_archive(source: Source, *, layout: Layout, deep: bool) -> Scanned:
     path = layout.path / source.name
     size, mtime_ns = identify_source(source, layout=layout)  # before it is read: what changes meanwhile shows later
-    members, skipped = scan_archive(str(path))
+    members, skipped, damage = scan_archive(str(path))
     if any(member.offset // BLOCK > ENTRY_MAX for member in members):
         raise DataError(f"{path}: an archive of more than two terabytes; split it")
     entries = np.array([(member.offset // BLOCK, member.size) for member in members], np.uint32).reshape(-1, 2)
@@ -55,6 +55,7 @@ def _scan_archive(source: Source, *, layout: Layout, deep: bool) -> Scanned:
         names_bytes=0,
         digest=_finish(digest, source),
         skipped=tuple(f"{source.name}/{line}" for line in skipped),
+        damage=damage,
         sha256=_hash_files([path]) if deep else "",
     )
     return unit, entries, NO_NAMES

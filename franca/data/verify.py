@@ -1,7 +1,7 @@
 """Holds an index against the files that it was made of: a data set's name and root in, what differs out."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from franca.data.datasets import Dataset, ImageArchives, load_dataset
@@ -16,9 +16,10 @@ CHUNK = 256  # images that a worker decodes at a time
 
 @dataclass(frozen=True)
 class Verification:
-    """What differs between an index and the files, and the images that cannot be decoded, a line each."""
+    """A line each: what was damaged when it was indexed, what differs since, and images that cannot be decoded."""
 
     manifest: dict[str, object]
+    damaged: tuple[str, ...]
     differences: tuple[str, ...]
     unreadable: tuple[str, ...]
 
@@ -42,26 +43,51 @@ def verify_index(
     dataset = load_dataset(name, root=root, split=split)
     manifest = load_manifest(path)
     units = parse_units((path.parent / manifest["index"] / "units.jsonl").read_text())
-    differences = tuple(_compare_units(units, dataset, layout=find_layout(name, root=root, split=split)))
-    unreadable: list[str] = []
+    layout = find_layout(name, root=root, split=split)
+    differences = tuple(_compare_units(units, dataset, layout=layout))
+    damaged = list_damages(units, layout=layout)
+    unreadable: dict[int, str] = {}
     if deep:
         chunks = [range(first, min(first + CHUNK, len(dataset))) for first in range(0, len(dataset), CHUNK)]
         found = prefetch(functools.partial(_list_unreadable, dataset), chunks, workers=workers)
         for chunk, lines in zip(chunks, found, strict=True):
-            unreadable += lines
+            unreadable |= lines
             advance(chunk.stop, len(dataset))
-    return Verification(manifest, differences, tuple(unreadable))
+        damaged += _list_lost_units(units, unreadable, layout=layout)
+    return Verification(manifest, tuple(damaged), differences, tuple(unreadable.values()))
 
 
-def _list_unreadable(dataset: Dataset, rows: range) -> list[str]:
-    """A line for each of these images that cannot be decoded."""
+def list_damages(units: Sequence[Unit], *, layout: Layout) -> list[str]:
+    """A line for each archive that is not whole, and for each archive or class that holds no image."""
     lines = []
+    for unit in units:
+        place = layout.path / unit.name
+        if unit.damage:
+            lines.append(f"{place}: {unit.damage}; {unit.images:,} images come before that")
+        elif not unit.images and (unit.class_name or layout.kind == "archives"):
+            lines.append(f"{place}: no image in it")
+    return lines
+
+
+def _list_unreadable(dataset: Dataset, rows: range) -> dict[int, str]:
+    """A line for each of these images that cannot be decoded, by its row."""
+    lines = {}
     for row in rows:
         try:
             dataset.read(row)
         except UnreadableImageError as error:
-            lines.append(str(error))
+            lines[row] = str(error)
     return lines
+
+
+def _list_lost_units(units: Sequence[Unit], unreadable: Mapping[int, str], *, layout: Layout) -> Iterator[str]:
+    """A line for each archive or folder of which no image can be decoded."""
+    first = 0
+    for unit in units:
+        rows = range(first, first + unit.images)
+        if rows and all(row in unreadable for row in rows):
+            yield f"{layout.path / unit.name}: none of its {unit.images:,} images can be decoded"
+        first = rows.stop
 
 
 def _compare_units(units: Sequence[Unit], dataset: Dataset, *, layout: Layout) -> Iterator[str]:
