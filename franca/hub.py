@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from franca.config import ConfigError, Model, make_config
+from franca.evaluate.teacher import file_sha256
 from franca.models.vit import VisionTransformer
 from franca.models.weights import WeightsError, load_backbone, load_weights, rename_upstream
 
@@ -97,13 +98,14 @@ class Backbone(VisionTransformer):
         return tuple(layers)
 
 
-def load(name: str, *, weights: str | Path | None, size: int | None = None) -> Backbone:
+def load(name: str, *, weights: str | Path | None, size: int | None = None, sha256: str | None = None) -> Backbone:
     """A backbone in evaluation mode, on the CPU.
 
     `name` is one of `NAMES`, or `exported` for a folder of `franca export`. `weights` is a file or folder, the name of
     released weights (see `RELEASED`), which are downloaded once, or None for random values. Positions made for another
-    image are resampled to `size` pixels; without it they stay as they are, or are those of 224. Raises `ConfigError` on
-    an unknown name or size, `WeightsError` on weights that cannot be had or are not that model's.
+    image are resampled to `size` pixels; without it they stay as they are, or are those of 224. `sha256`
+    is the file's, in hex, where you know it: no publisher states one. Raises `ConfigError` on an unknown name or size,
+    `WeightsError` on weights that cannot be had, have another SHA-256 or are not that model's.
     """
     if name not in (*NAMES, EXPORTED):
         raise ConfigError(f"unknown model {name}; known: {', '.join((*NAMES, EXPORTED))}")
@@ -112,6 +114,10 @@ def load(name: str, *, weights: str | Path | None, size: int | None = None) -> B
         backbone.init_weights(torch.Generator().manual_seed(0))
         return backbone.eval()
     path = find_weights(name, weights)
+    if sha256 and path.is_file() and sha256.lower() != (found := file_sha256(path)):
+        raise WeightsError(
+            f"{path}: its SHA-256 is {found}, not {sha256}; if it was downloaded, delete it and try again"
+        )
     if name == EXPORTED:
         model = load_description(path.parent / DESCRIPTION)
         state = rename_upstream(load_weights(path))

@@ -1,5 +1,6 @@
 """Pretrained backbones are had by name or path, with the methods and results that users of DINOv2's models expect."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,9 @@ def test_released_weights_load_by_path(released: tuple[Path, Backbone]) -> None:
     images = torch.rand(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = source(images)
-        own, smaller = franca.load("dinov2_vits14", weights=path), load("dinov2_vits14", weights=str(path), size=70)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        own = franca.load("dinov2_vits14", weights=path, sha256=digest.upper())
+        smaller = load("dinov2_vits14", weights=str(path), size=70)
         assert not own.training
         assert (own.pos_embed.shape[1], smaller.pos_embed.shape[1]) == (50, 26)
         assert torch.equal(own(images), expected)
@@ -132,7 +135,7 @@ def test_kind_of_weights_is_read_from_their_names() -> None:
 
 
 def test_what_cannot_be_loaded_is_told(released: tuple[Path, Backbone], tmp_path: Path) -> None:
-    """Unknown names and sizes, files of another model, releases that do not exist."""
+    """Unknown names and sizes, files of another model or digest, releases that do not exist."""
     path, _ = released
     with pytest.raises(ConfigError, match="unknown model vit; known: franca_vitb14"):
         load("vit", weights=None)
@@ -140,6 +143,8 @@ def test_what_cannot_be_loaded_is_told(released: tuple[Path, Backbone], tmp_path
         load("dinov2_vits14", weights=path, size=100)
     with pytest.raises(WeightsError, match=r"neither a file nor the name of released weights .*known: LVD142M"):
         load("dinov2_vits14", weights="In21K")
+    with pytest.raises(WeightsError, match=r"dinov2_vits14\.pth: its SHA-256 is .*, not 00ff"):
+        load("dinov2_vits14", weights=path, sha256="00ff")
     torch.save({"teacher": {"cls_token": torch.ones(1, 1, 384)}}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"other\.pth is not a dinov2_vits14: .* missing"):
         load("dinov2_vits14", weights=tmp_path / "other.pth")

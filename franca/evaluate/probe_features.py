@@ -25,7 +25,7 @@ from franca.data.datasets import DataError, Dataset, UnreadableImageError
 from franca.data.prefetch import prefetch
 from franca.distributed import all_gather_rows, all_gather_texts, rank, world_size
 from franca.evaluate.features import Encode, encode_batches
-from franca.evaluate.protocol import DTYPES
+from franca.evaluate.protocol import computing
 from franca.models.vit import VisionTransformer
 
 BLOCKS = 4  # dinov2 eval/linear.py
@@ -55,12 +55,12 @@ class AugmentedBatch:
 
 def make_probe_encoder(model: VisionTransformer, *, config: TrainConfig, device: torch.device) -> Encode:
     """Images in, their w values out: class tokens of the last four blocks, oldest first, then the mean patch token."""
-    dtype = DTYPES[config.recipe.precision.backbone]
+    precision = config.recipe.precision.backbone
     model = model.to(device).eval()
     blocks = min(BLOCKS, model.model.depth)
 
     def encode(images: Float[Tensor, "n 3 px px"]) -> Float[Tensor, "n w"]:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with computing(precision, device=device):
             features = model.intermediate_features(images, blocks=blocks)
         tokens = [part.cls.float() for part in features] + [features[-1].patches.float().mean(dim=1)]
         return torch.cat(tokens, dim=1)

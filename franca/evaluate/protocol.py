@@ -88,14 +88,20 @@ def _open_sets(name: str, root: str) -> tuple[Dataset, Dataset]:
 
 def make_encoder(model: VisionTransformer, *, config: TrainConfig, device: torch.device) -> Encode:
     """The normalized class token, computed on `device` in the precision of the recipe's backbone."""
-    dtype = DTYPES[config.recipe.precision.backbone]
+    precision = config.recipe.precision.backbone
     model = model.to(device).eval()
 
     def encode(images: Float[Tensor, "b 3 px px"]) -> Float[Tensor, "b d"]:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with computing(precision, device=device):
             return model(images).cls
 
     return encode
+
+
+def computing(precision: Precision, *, device: torch.device) -> torch.autocast:
+    """Within it, models compute on `device` as training does there: in the recipe's precision, on a CPU in float32."""
+    dtype = DTYPES[precision] if device.type == "cuda" else torch.float32
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def encode_pixels(images: Float[Tensor, "b 3 px px"]) -> Float[Tensor, "b d"]:

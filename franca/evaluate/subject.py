@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from franca.config import ConfigError, Model, Precision, TrainConfig, load_config, make_config
-from franca.evaluate.protocol import DTYPES
+from franca.evaluate.protocol import computing
 from franca.evaluate.teacher import Teacher, file_sha256, grid_px, load_newest_teacher, load_released
 from franca.hub import DESCRIPTION, WEIGHTS, load_description
 from franca.models.rasa import load_rasa_head
@@ -90,14 +90,13 @@ def load_subject(path: Path, *, config: Path | None = None, model: Path | None =
 def make_patch_encoder(subject: Subject, *, device: torch.device, rasa: Path | None = None) -> EncodePatches:
     """Bytes of images in, their normalized patch tokens out, on `device`; less their positions by a head's file."""
     model = subject.model.to(device)
-    dtype = DTYPES[subject.precision]
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (subject.mean, subject.std))
     matrix = load_rasa_head(rasa, dim=model.model.embed_dim).fold().float().to(device) if rasa else None
 
     @torch.no_grad()
     def encode(images: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n p d"]:
         pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float() / 255
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with computing(subject.precision, device=device):
             patches = model((pixels - mean) / std).patches
         return patches.float() if matrix is None else patches.float() @ matrix
 
