@@ -150,6 +150,13 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
         screen.say(f"{short_path(result)}: evaluated after {done} iterations, beside the training")
         return result
     screen.say(f"{short_path(folder)}: evaluating the teacher after {done} iterations")
+    _evaluate_newest(resolved)
+    return result
+
+
+def _evaluate_newest(resolved: Resolved) -> None:
+    """Run the job that evaluates a run's newest teacher, to its end."""
+    folder = resolved.folder
     job = submit(
         (*python_command(resolved.site, root=resolved.spec.root), "-m", "franca.evaluate", str(folder.resolve())),
         folder=folder / "submitit",
@@ -164,7 +171,6 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
         job.stop()
         raise
     raise_if_failed("the evaluation", job.exit_code(), job=job, said=job.last_words(), log=job.stderr)
-    return result
 
 
 def trainer(resolved: Resolved) -> tuple[str, ...]:

@@ -146,18 +146,16 @@ def compare_counts(layout: Layout, *, images: int, classes: int) -> dict[str, in
 def _finish(partial: Path, *, units: list[Unit], layout: Layout, manifest: Path) -> dict[str, Any]:
     """Turn the journal into an index and let the manifest name it."""
     images = sum(unit.images for unit in units)
-    with (partial / "entries.npy").open("r+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (images, 2)})
-        assert file.tell() == HEADER
+    _write_header(partial / "entries.npy", rows=images)
     skipped = [line for unit in units for line in unit.skipped]
     damaged = [f"{unit.name}: {unit.damage}" for unit in units if unit.damage]
     (partial / "skipped.txt").write_text("".join(f"{line}\n" for line in [*damaged, *skipped]))
-    classes = len({unit.class_name for unit in units if unit.images and unit.class_name})
     for path in partial.iterdir():
         with path.open("rb") as written:
             os.fsync(written.fileno())
     fingerprint = combine_digests(unit.digest for unit in units)
     folder = manifest.with_name(f"{layout.split}-{fingerprint}")
+    classes = len({unit.class_name for unit in units if unit.images and unit.class_name})
     content = {
         "format": FORMAT,
         "dataset": layout.dataset,
@@ -185,6 +183,13 @@ def _finish(partial: Path, *, units: list[Unit], layout: Layout, manifest: Path)
         if other != folder:
             shutil.rmtree(other)
     return content
+
+
+def _write_header(path: Path, *, rows: int) -> None:
+    """Say what the entries that were appended are."""
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (rows, 2)})
+        assert file.tell() == HEADER
 
 
 def _newest_index(manifest: Path) -> Path | None:
