@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reproduce.dialects import dinov2, evaluations, json_lines, mllog, timm
+from reproduce.dialects import dinov2, evaluations, json_lines, metric_logger, mllog, timm
 from reproduce.dialects.dinov2 import parse_dinov2_text as parse_dinov2_text
 from reproduce.dialects.dinov2 import parse_json_lines as parse_json_lines
 from reproduce.errors import LogError
@@ -104,6 +104,7 @@ SIGNS: dict[str, Callable[[str], bool]] = {
     "dinov2-text": lambda line: "Training" in line and dinov2.ITERATION.search(line) is not None,
     "dinov2-json": lambda line: line.startswith("{") and '"iteration"' in line,
     "timm-text": lambda line: "Train: " in line and timm.TRAIN.search(line) is not None,
+    "epoch-text": lambda line: "Epoch: [" in line and metric_logger.EPOCH.search(line) is not None,
     "mllog": lambda line: mllog.SIGN in line,
     "epoch-json": lambda line: line.startswith("{") and '"epoch"' in line and ('"train_' in line or '"test_' in line),
     "timm-summary": lambda line: line.startswith("epoch,") and "loss" in line,
@@ -117,6 +118,7 @@ DIALECTS: dict[str, Callable[..., Parsed]] = {
     "dinov3-json": dinov2.parse_json_lines,
     "timm-text": timm.parse_timm_text,
     "timm-summary": timm.parse_summary,
+    "epoch-text": metric_logger.parse_metric_logger,
     "epoch-json": json_lines.parse_epoch_lines,
     "mllog": mllog.parse_mllog,
     "dinov2-knn": evaluations.parse_knn_lines,
@@ -143,8 +145,8 @@ def _describe(path: Path) -> str:
             break
     return (
         f"not a training log that can be read: it looks like {looks}. Read are the text and JSON lines of DINOv2, "
-        "Franca and DINOv3, timm's text and summary.csv, the epoch lines of DINO and MAE, MLPerf's, and DINOv2's k-NN "
-        "and linear results"
+        "Franca and DINOv3, timm's text and summary.csv, the text and epoch lines of DINO and MAE, MLPerf's, and "
+        "DINOv2's k-NN and linear results"
     )
 
 

@@ -103,6 +103,30 @@ def test_epochs_against_epochs(tmp_path: Path) -> None:
     assert compare_runs(off, [reference]).verdict.outcome == "failed"
 
 
+def write_metric_logger(path: Path, *, seed: int, shift: float = 0.0) -> Path:
+    """What MAE prints of 30 epochs of 200 batches."""
+    noise = np.random.default_rng(seed).standard_normal(6000) * 0.004
+    lines = ["Start training for 30 epochs"]
+    for iteration in range(0, 6000, 20):
+        loss = 0.4 + 0.6 * 0.999**iteration + noise[iteration] + shift
+        lines.append(
+            f"Epoch: [{iteration // 200}]  [{iteration % 200:3d}/200]  eta: 0:01:52  lr: 0.000100  "
+            f"loss: {loss:.4f} ({loss:.4f})  time: 0.5  data: 0.1  max mem: 7184"
+        )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_what_mae_prints_is_compared(tmp_path: Path) -> None:
+    """Two such texts by iteration: alike they are consistent, and one that lies higher leaves the band."""
+    reference = load_history(write_metric_logger(tmp_path / "a", seed=0))
+    alike = compare_runs(load_history(write_metric_logger(tmp_path / "b", seed=1)), [reference]).verdict
+    assert ("band-loss", "pass") in [(check.id, check.state) for check in alike.checks]
+    assert (alike.outcome, alike.total, alike.progress) == ("consistent", 6000, 1.0)
+    off = load_history(write_metric_logger(tmp_path / "c", seed=1, shift=0.1))
+    assert compare_runs(off, [reference]).verdict.outcome == "failed"
+
+
 def test_what_counts_differently_is_refused_by_iteration(tmp_path: Path) -> None:
     """Epochs and iterations share no axis but progress; a mend says so."""
     epochs = load_history(write_epochs(tmp_path / "a", epochs=300))

@@ -26,6 +26,15 @@ TIMM = (
 )
 TEST = "Test: [  48/48]  Time: 0.556 (1.946)  Loss:  5.9052 (6.4740)  Acc@1: 10.9670 ( 1.3580)  Acc@5: 24.4 ( 5.2700)"
 EPOCH = '{"train_loss": 10.38, "train_lr": 0.00011, "train_wd": 0.04, "epoch": 1}'
+LOGGER = [
+    "Starting DINO training !",
+    "Epoch: [12/100]  [ 340/1251]  eta: 0:10:11  loss: 8.124312 (8.301234)  lr: 0.000512 (0.000498)  "
+    "wd: 0.041256 (0.040312)  time: 0.521532  data: 0.000912  max mem: 12001",
+    "[14:22:31.123456] Epoch: [13]  [   0/1251]  eta: 1 day, 1:52:02  lr: 0.000511  loss: 0.9712 (0.9712)  "
+    "time: 5.3736  data: 2.9413  max mem: 7184",
+    "Test:  [  0/261]  eta: 0:08:20  loss: 0.5 (0.5)  acc1: 90.6 (90.6)  time: 1.9  data: 1.7  max mem: 8000",
+    "* Acc@1 81.800 Acc@5 95.600 loss 0.821",
+]
 MAE = '{"train_lr": 3.4e-05, "train_loss": 0.95, "epoch": 4}'
 SUMMARY = ["epoch,train_loss,eval_loss,eval_top1", "0,5.36,5.34,0.31", "1,5.28,5.10,3.48"]
 MLLOG = [
@@ -51,6 +60,7 @@ SAMPLES = {
     "dinov3-json": ['{"iteration": 0, "total_loss": 23.4, "local_batch_size": 64.0, "koleo_loss": 2.1}'],
     "timm-text": ["Scheduled epochs: 300", TIMM, TEST],
     "timm-summary": SUMMARY,
+    "epoch-text": LOGGER,
     "epoch-json": [EPOCH, MAE],
     "mllog": MLLOG,
     "dinov2-knn": KNN,
@@ -135,6 +145,48 @@ def test_mllog_events_at_one_place_are_one_record() -> None:
     assert head.config == {"global_batch_size": 4096}
 
 
+def test_lines_of_epochs_are_iterations() -> None:
+    """DINO's and MAE's lines count batches over epochs; the accuracy after an epoch joins the line before it.
+
+    The means in brackets are those of an epoch, so they are not taken for means since the process began.
+    """
+    records, problems = DIALECTS["epoch-text"](LOGGER, path="log")
+    assert not problems
+    assert [(record.line, record.iteration, record.total) for record in records] == [
+        (2, 12 * 1251 + 340, 100 * 1251), (3, 13 * 1251, None),
+    ]  # fmt: skip
+    assert dict(records[0].values) == {"loss": 8.124312, "lr": 0.000512, "wd": 0.041256, "iter_time": 0.521532,
+                                       "data_time": 0.000912, "max_memory_mb": 12001}  # fmt: skip
+    assert dict(records[1].values) == {"lr": 0.000511, "loss": 0.9712, "iter_time": 5.3736, "data_time": 2.9413,
+                                       "max_memory_mb": 7184, "Test Acc@1": 81.8, "Test Acc@5": 95.6,
+                                       "Test loss": 0.821}  # fmt: skip
+    assert {record.averages for record in records} == {None}
+
+
+def test_launches_of_epochs_say_how_many() -> None:
+    """MAE says at its start how many epochs there will be; another start is another launch."""
+    start = "Start training for 400 epochs"
+    records, _ = DIALECTS["epoch-text"]([start, LOGGER[2], start, LOGGER[2]], path="log")
+    assert [(record.launch, record.total) for record in records] == [(1, 400 * 1251), (2, 400 * 1251)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (LOGGER[1][:90], "torn training line"),
+        (LOGGER[1].replace("8.124312", "8.12.43"), "unreadable field"),
+        (LOGGER[1].partition("  loss")[0] + "  time: 0.5  data: 0.1", "torn training line"),
+        (LOGGER[4], "an evaluation before any training line"),
+    ],
+)
+def test_broken_line_of_an_epoch_is_a_problem_at_its_line(line: str, said: str) -> None:
+    """Cut before its end, with a number that is none, without a loss, or out of place."""
+    _, problems = DIALECTS["epoch-text"](["", *([] if line == LOGGER[4] else [LOGGER[1]]), line], path="log")
+    assert [(problem.line, problem.message[: len(said)]) for problem in problems][:1] == [
+        (2 if line == LOGGER[4] else 3, said)
+    ]
+
+
 def test_summary_that_begins_again_is_another_launch() -> None:
     """A header in the middle starts anew; a row with too few cells is a problem at its line."""
     records, problems = DIALECTS["timm-summary"]([*SUMMARY, *SUMMARY, "2,1.0"], path="log")
@@ -151,7 +203,7 @@ def test_evaluations_that_repeat_are_records_of_their_own() -> None:
 @pytest.mark.parametrize(
     "label", ["{rank}: ", "[rank{rank}]: ", "[default{rank}]:", "[1,{rank}]<stdout>:", "[{rank}] "]
 )
-@pytest.mark.parametrize("dialect", ["dinov2-text", "dinov3-text", "timm-text", "mllog"])
+@pytest.mark.parametrize("dialect", ["dinov2-text", "dinov3-text", "timm-text", "epoch-text", "mllog"])
 def test_lines_of_many_ranks_are_those_of_one(label: str, dialect: str) -> None:
     """Of the lines of four ranks in one file, labeled by a launcher, those of one rank are taken."""
     plain = [re.sub(r"^0: ", "", line) for line in SAMPLES[dialect]]

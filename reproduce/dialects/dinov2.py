@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from reproduce.dialects.json_lines import json_object, numbers_of
+from reproduce.dialects.json_lines import counted_items
 from reproduce.labels import numbered
 from reproduce.problems import Problem
 from reproduce.records import Item, Parsed, Record, collect, shared_name, shorten
@@ -39,7 +39,7 @@ def parse_dinov2_text(lines: Iterable[str], *, path: str) -> Parsed:
 
 def parse_json_lines(lines: Iterable[str], *, path: str) -> Parsed:
     """`training_metrics.json`: one object a line, every number of it a metric."""
-    return collect(_json_items(lines, path), path=path)
+    return collect(counted_items(lines, count="iteration", path=path), path=path)
 
 
 def _text_items(lines: Iterable[str], path: str) -> Iterator[Item]:
@@ -95,24 +95,3 @@ def _iteration_items(
     stamp = STAMP.match(line) or HYDRA.match(line)
     time = f"{stamp[1]}-{stamp[2]}-{stamp[3]}T{stamp[4]}" if stamp else None
     yield Record(number, int(match[1]), int(match[2]), values, averages or None, time, launch)
-
-
-def _json_items(lines: Iterable[str], path: str) -> Iterator[Item]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        entry = json_object(line)
-        if entry is None:
-            yield Problem(path, number, f"torn or corrupt line: {shorten(line)}")
-            # A process that was killed while it wrote leaves half a line, and the next one writes on behind it.
-            entry = json_object(line[max(line.rfind('{"iteration"'), 0) :])
-            if entry is None:
-                continue
-        iteration = entry.pop("iteration", None)
-        if not isinstance(iteration, int) or isinstance(iteration, bool) or not 0 <= iteration < 10**15:
-            yield Problem(path, number, f"no iteration number: {shorten(line)}")
-            continue
-        values, bad = numbers_of(entry)
-        if bad:
-            yield Problem(path, number, f"not a number: {shorten(', '.join(bad))}")
-        yield Record(number, iteration, None, values, None, None, 0)

@@ -9,7 +9,7 @@ from reproduce.records import Item, Parsed, Record, collect, shared_name, shorte
 
 def parse_epoch_lines(lines: Iterable[str], *, path: str) -> Parsed:
     """DINO's, MAE's and DeiT's `log.txt`: `{"train_loss": …, "train_lr": …, "epoch": 0}`; its unit is the epoch."""
-    return collect(_epoch_items(lines, path), path=path)
+    return collect(counted_items(lines, count="epoch", path=path), path=path)
 
 
 def json_object(text: str) -> dict[str, object] | None:
@@ -38,21 +38,23 @@ def numbers_of(entry: Mapping[str, object]) -> tuple[dict[str, float], list[str]
     return {key: value for key, value in values.items() if value is not None}, bad
 
 
-def _epoch_items(lines: Iterable[str], path: str) -> Iterator[Item]:
+def counted_items(lines: Iterable[str], *, count: str, path: str) -> Iterator[Item]:
+    """A record for each object, at the number that it has under `count`; all its other numbers are metrics."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         entry = json_object(line)
         if entry is None:
             yield Problem(path, number, f"torn or corrupt line: {shorten(line)}")
+            # A process that was killed while it wrote leaves half a line, and the next one writes on behind it.
             entry = json_object(line[max(line.rfind('{"'), 0) :])
             if entry is None:
                 continue
-        epoch = entry.pop("epoch", None)
-        if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch < 10**15:
-            yield Problem(path, number, f"no epoch number: {shorten(line)}")
+        place = entry.pop(count, None)
+        if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < 10**15:
+            yield Problem(path, number, f"no {count} number: {shorten(line)}")
             continue
         values, bad = numbers_of(entry)
         if bad:
             yield Problem(path, number, f"not a number: {shorten(', '.join(bad))}")
-        yield Record(number, epoch, None, values, None, None, 0)
+        yield Record(number, place, None, values, None, None, 0)

@@ -28,12 +28,30 @@ def parse_timm_text(lines: Iterable[str], *, path: str) -> Parsed:
 
     Its values are named `Test Loss`, `Test Acc@1`, … and are the means over all of its images.
     """
-    return collect(_joined(_text_items(lines, path), path), path=path)
+    return collect(join_evaluations(_text_items(lines, path), path=path), path=path)
 
 
 def parse_summary(lines: Iterable[str], *, path: str) -> Parsed:
     """A record an epoch, in whatever order the columns are; a header that comes again begins another launch."""
     return collect(_summary_items(lines, path), path=path)
+
+
+def join_evaluations(items: Iterable[Item], *, path: str) -> Iterator[Item]:
+    """Each training record together with the evaluations that follow it, which are records of iteration -1."""
+    held: Record | None = None
+    for item in items:
+        if isinstance(item, Problem):
+            yield item
+        elif item.iteration >= 0:
+            if held is not None:
+                yield held
+            held = item
+        elif held is None:
+            yield Problem(path, item.line, "an evaluation before any training line")
+        else:
+            held = dataclasses.replace(held, values={**held.values, **item.values})
+    if held is not None:
+        yield held
 
 
 def _text_items(lines: Iterable[str], path: str) -> Iterator[Item]:
@@ -72,24 +90,6 @@ def _train_item(train: re.Match[str], rest: str, *, number: int, launch: int, ep
         values["images_per_second"] = float(rate[1])
     total = epochs * batches if epochs and epoch < epochs else None
     return Record(number, epoch * batches + batch, total, values, None, None, launch)
-
-
-def _joined(items: Iterable[Item], path: str) -> Iterator[Item]:
-    """Each training record together with the evaluations that follow it."""
-    held: Record | None = None
-    for item in items:
-        if isinstance(item, Problem):
-            yield item
-        elif item.iteration >= 0:
-            if held is not None:
-                yield held
-            held = item
-        elif held is None:
-            yield Problem(path, item.line, "an evaluation before any training line")
-        else:
-            held = dataclasses.replace(held, values={**held.values, **item.values})
-    if held is not None:
-        yield held
 
 
 def _fields(rest: str) -> tuple[dict[str, float], dict[str, float]]:
