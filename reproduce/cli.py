@@ -272,6 +272,6 @@ def print_pipeline(
 
 def main() -> None:
     """The entry point of the command `reproduce`."""
-    from reproduce import sweeping, watching  # noqa: F401  they bring their commands along
+    from reproduce import signing, sweeping, watching  # noqa: F401  they bring their commands along
 
     app(prog_name="reproduce")

@@ -11,11 +11,12 @@ from reproduce.files import write_whole
 from reproduce.lineage import History, load_history
 from reproduce.references import load_references
 from reproduce.report.badge import render_badge
-from reproduce.report.index import IndexEntry, render_index
+from reproduce.report.index import IndexEntry, IndexRun, render_index
 from reproduce.report.page import render_report
 from reproduce.report.provenance import load_provenance
 from reproduce.resolve import run_name
-from reproduce.runs import margins_sha256, read_provenance
+from reproduce.runs import margins_sha256, read_provenance, read_state
+from reproduce.signatures import load_signed
 from reproduce.spec import Spec, list_rows, load_spec
 from reproduce.verdict import Verdict, judge
 from reproduce.weights_verdict import WeightsVerdict, load_weights_verdicts
@@ -92,6 +93,7 @@ def write_report(files: RunFiles) -> Path:
             spec=files.spec,
             provenance=load_provenance(mine, references=references),
             commands=commands,
+            vouch=shlex.join(("reproduce", "sign", files.spec.row, *files.spec.overrides, "--name", "YOU")),
             weights=weights,
         )
     write_whole(path, text)
@@ -136,7 +138,7 @@ def _load_weights(spec: Spec) -> tuple[WeightsVerdict, ...]:
 
 def _load_histories(files: RunFiles) -> tuple[History, tuple[History, ...]]:
     if not files.folder.is_dir():
-        raise RunError("no run here", path=files.folder, mend=f"reproduce train {files.spec.row}")
+        raise RunError("no run here", path=files.folder, mend=files.command)
     return load_history(files.folder), load_references(files.spec.published_log, root=files.spec.root)
 
 
@@ -150,17 +152,36 @@ def _doubt_of_declaration(files: RunFiles) -> str | None:
 
 
 def _render_all(root: Path) -> str:
-    """The index: every row with the verdict of its own run."""
+    """The index: every row with the verdicts of its runs and released weights, and what others signed."""
     entries = []
     for row in list_rows(root=root):
-        files = RunFiles(load_spec(row.row, root=root), MAIN)
-        report = files.report("html")
+        spec = load_spec(row.row, root=root)
+        main = RunFiles(spec, MAIN)
+        folders = sorted(path.parent for path in main.folder.parent.glob("*/config.yaml"))
+        others = tuple(_index_run(RunFiles(spec, path.name)) for path in folders if path.name != MAIN)
         entries.append(
             IndexEntry(
-                spec=files.spec,
-                verdict=load_verdict(files),
-                report=report.name if report.is_file() else None,
+                spec=spec,
+                run=_index_run(main) if main.folder.is_dir() or main.report("json").is_file() else None,
+                report=_beside(main.report("html")),
                 command=f"dvc repro {row.row}",
+                others=others,
+                weights=_load_weights(spec),
             )
         )
-    return render_index(entries)
+    return render_index(entries, signed=load_signed(root))
+
+
+def _index_run(files: RunFiles) -> IndexRun:
+    """A run as the index shows it. What is damaged in one must not keep the others from being shown."""
+    try:
+        verdict, state = load_verdict(files), read_state(files.folder)
+    except RunError as error:
+        return IndexRun(files.run, None, _beside(files.report("html")), str(error))
+    how = "not begun" if state is None else f"{state.state}, {state.iteration:,} of {state.of:,} iterations done"
+    return IndexRun(files.run, verdict, _beside(files.report("html")), how)
+
+
+def _beside(report: Path) -> str | None:
+    """The name of a report beside the index, if it is there."""
+    return report.name if report.is_file() else None

@@ -19,10 +19,10 @@ LAYERS = (
     "attempts snapshot launch runs evaluator",
     "json_text problems labels log_head records dialects logs lineage frames curves bands",
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
-    "figures report",
+    "signatures figures report",
     "published references progress causes endings beside standing phases",
-    "judging live released weights pipeline sweeps probes",
-    "overview tables screen console asking watching sweeping live_command log_commands cli",
+    "judging vouching live released weights pipeline sweeps probes",
+    "overview tables screen console asking watching sweeping signing live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
 SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")

@@ -11,9 +11,11 @@ import pytest
 from chromium import NEEDED, load_page
 from chromium import browse as browse_file
 from synthetic_runs import make_check, make_result, make_runs, make_spec, make_verdict
+from test_signatures import make_record
 
-from reproduce.report.index import IndexEntry, render_index
+from reproduce.report.index import IndexEntry, IndexRun, render_index
 from reproduce.report.page import render_report
+from reproduce.signatures import SignedRecord
 
 pytestmark = NEEDED
 
@@ -78,13 +80,22 @@ def make_pages() -> dict[str, str]:
     )  # fmt: skip
     alone = dataclasses.replace(mine, name="a-log-with-a-very-long-name-" * 3, config=None, knn={})
     spec = make_spec()
-    entries = [IndexEntry(spec, verdict, "digits.html", "dvc repro digits"), IndexEntry(spec, None, None, "x" * 90)]
+    others = tuple(
+        IndexRun(f"{name}=0.006", failed, f"{name}.html", "") for name in ("optim.base_lr", "seed", "x" * 74)
+    )
+    entries = [IndexEntry(spec, IndexRun("main", verdict, None, ""), "digits.html", "dvc repro digits", others),
+               IndexEntry(spec, None, None, "x" * 90)]  # fmt: skip
+    record = make_record(name="a-very-long-name-of-someone@example.org", sentence="long " * 40, published=97.1)
+    signed = [
+        SignedRecord(Path("x.json"), record, "verified", ""),
+        SignedRecord(Path("y" * 90), record, "altered", "no"),
+    ]
     return {
         "report": render_report(verdict, mine=mine, references=references, spec=spec, commands=["x" * 300]),
         "failed": render_report(failed, mine=mine, references=references, spec=spec),
         "audit": render_report(None, spec=spec),
         "compare": render_report(make_verdict(mine=alone, references=[], metrics=()), mine=alone),
-        "index": render_index(entries),
+        "index": render_index(entries, signed=signed),
     }
 
 

@@ -12,9 +12,10 @@ from chromium import NEEDED, load_page
 from html_page import Page
 from row_copies import copy_rows
 from simulated_runs import make_records, render_text, simulate, write_run
+from test_signatures import make_record
 from typer.testing import CliRunner
 
-from reproduce import watching  # noqa: F401  it brings its commands along
+from reproduce import signing, watching  # noqa: F401  they bring their commands along
 from reproduce.cli import app
 
 EVIL = "http://evil.invalid/"
@@ -96,6 +97,12 @@ def make_project(folder: Path) -> Path:
     for seed in range(1, 4):
         write_run(simulate(seed), project / "logs" / f"<b onclick=x> {seed}")
     write_hostile_run(project / "runs" / "digits@1" / "main", seed=0)
+    write_run(simulate(4), project / "runs" / "digits@1" / HOSTILE.replace("/", "∕").replace("\x00", "")[:70])
+    record = make_record(sentence=HOSTILE, machine=HOSTILE, basis=HOSTILE, run=HOSTILE, outcome=HOSTILE, date=HOSTILE)
+    signed = project / "reproductions" / "digits"
+    signed.mkdir(parents=True)
+    (signed / record.file_name).write_text(record.to_json())
+    (signed / "<img src=x onerror=y>.json").write_text(HOSTILE)
     return project
 
 
@@ -116,26 +123,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
             printed[kind] = invoke([*command, "--html", f"{kind}.html"])
             (folder / f"{kind}.json").write_text(invoke([*command, "--json"]))
         printed["parse"] = invoke(["parse", f"{runs[0]}/training_metrics.json"])
-        for words in (
-            "judge digits --exit-zero",
-            "report digits",
-            "list",
-            "status",
-            "logs digits",
-            "audit digits",
-            "show digits",
-        ):
+        for words in ("judge digits --exit-zero", "report digits", "list", "status", "logs digits", "audit digits"):
             printed[words] = invoke(words.split())
+        printed["show"] = invoke(["show", "digits"])
+        printed["signed"] = invoke(["verify-signed"], code=1)
     html = {path.stem: path for path in (*folder.glob("*.html"), *project.glob("reports/*.html"))}
     found = {kind: path.read_text(encoding="utf-8") for kind, path in html.items()}
     verdicts = {kind: path.with_suffix(".json").read_text() for kind, path in html.items() if kind != "index"}
     return Pages(folder, found, verdicts, printed)
 
 
-def invoke(arguments: list[str]) -> str:
-    """All that a command prints. It ends with 0."""
+def invoke(arguments: list[str], *, code: int = 0) -> str:
+    """All that a command prints; it ends with `code`."""
     answer = CliRunner().invoke(app, arguments, env={"COLUMNS": "120"})
-    assert answer.exit_code == 0, answer.output
+    assert answer.exit_code == code, answer.output
     return answer.output
 
 

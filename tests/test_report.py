@@ -28,7 +28,7 @@ from synthetic_runs import (
 
 from reproduce.figures.quantities import make_legible, typeset
 from reproduce.log_head import Head
-from reproduce.report.index import IndexEntry, render_index
+from reproduce.report.index import IndexEntry, IndexRun, render_index
 from reproduce.report.page import embed_json, render_report, source_label, source_url, weights_url
 from reproduce.report.provenance import LogFile, Provenance, load_provenance
 from reproduce.report.sections import OUTCOMES, make_layers, make_results, worst_state
@@ -159,7 +159,7 @@ def test_everything_from_logs_and_specs_is_escaped() -> None:
     provenance = Provenance({"command": evil, "git": {"sha": evil}}, {evil: evil, "packages": {evil: evil}},
                             {"pixels_knn": {"20": evil}}, (LogFile(evil, evil, 1, evil),), (evil,))  # fmt: skip
     text = render_report(verdict, mine=mine, references=references, spec=spec, provenance=provenance, commands=[evil])
-    text += render_index([IndexEntry(spec, verdict, evil, evil)])
+    text += render_index([IndexEntry(spec, IndexRun(evil, verdict, evil, evil), evil, evil)])
     page = Page(text)
     assert not {tag for tag, _ in page.tags} & {"img", "iframe", "object", "embed", "form", "base"}
     assert [tag for tag, _ in page.tags].count("script") == 1

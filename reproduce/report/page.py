@@ -60,12 +60,13 @@ def render_report(
     spec: Spec | None = None,
     provenance: Provenance | None = None,
     commands: Sequence[str] = (),
+    vouch: str = "",
     weights: Sequence[WeightsVerdict] = (),
 ) -> str:
     """The report of a run (verdict and `mine`), of a row that was never run (`spec` alone), or of two logs (no spec).
 
     `weights` are the verdicts on the row's released weights, one for each size of images. `commands` are the exact
-    lines that repeat it. A verdict comes with the history that was judged.
+    lines that repeat it, `vouch` the one that signs it. A verdict comes with the history that was judged.
     """
     if (verdict is None) != (mine is None):
         raise ValueError("a verdict and the history it judged come together")
@@ -82,6 +83,7 @@ def render_report(
         "metrics": sections.split_metrics(spec) if spec else ((), ()),
         "resources": run_facts.resource_facts(spec) if spec else (),
         "commands": list(commands),
+        "vouch": vouch,
         "logs": provenance.logs if provenance else (),
         "provenance_groups": run_facts.provenance_groups(provenance, spec=spec, mine=mine),
         "settings": run_facts.make_setting_tables(spec, mine=mine, references=references),
