@@ -156,7 +156,10 @@ def _say_not_shown(grounds: Grounds) -> str:
     knn = grounds.knn
     if knn is None or knn.low is None or knn.detectable is None or _where(knn) != "lies outside":
         return " Equality is not shown."
-    return f" Neither equality nor a difference is shown: less than {knn.detectable:.2g} points may be chance."
+    return (
+        f" Neither equality nor a difference is shown: the interval errs once in ten, while a difference counts from "
+        f"{knn.detectable:.2g} points on, which chance hardly ever reaches."
+    )
 
 
 def _say_parting(grounds: Grounds) -> str:
@@ -234,7 +237,10 @@ def _say_detectable(grounds: Grounds) -> list[str]:
     found = []
     knn = grounds.knn
     if knn is not None and knn.iteration and knn.detectable is not None:
-        found.append(f"A k-NN difference below {knn.detectable:.2g} points would not have been seen.")
+        found.append(
+            f"A k-NN difference below {knn.detectable:.2g} points would not have been seen: a difference counts only "
+            "where chance hardly ever reaches, farther out than the ends of the 90 % interval, which errs once in ten."
+        )
     shares = detectable_shares(grounds.bands) if grounds.bands else {}
     if shares:
         listed = ", ".join(f"{100 * share:.2g} % of {metric}" for metric, share in shares.items())

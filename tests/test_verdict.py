@@ -185,6 +185,20 @@ def test_untrained_network_is_not_held_against_the_published_value() -> None:
     assert (knn.state, knn.iteration) == ("unknown", 0)
 
 
+def test_two_limits_of_knn_are_told_apart() -> None:
+    """Outside the margin by its interval and yet not called different: the sentence says why the one is wider."""
+    history = make_history(simulate(50))
+    center = float(np.mean([run.knn[600][10] for run in REFERENCES]))
+    (knn,) = (result for result in judge(history, REFERENCES).metrics if result.name == "knn_top1")
+    half = (knn.high - knn.low) / 2
+    assert 0.5 + half < knn.detectable
+    verdict = judge(with_knn_at(history, 600, center - (0.5 + half + knn.detectable) / 2), REFERENCES)
+    assert verdict.outcome == "consistent"
+    assert "lies outside the margin" in verdict.sentence
+    assert "the interval errs once in ten, while a difference counts from" in verdict.sentence
+    assert f"from {knn.detectable:.2g} points on" in verdict.sentence
+
+
 def test_first_part_outside_the_margin_is_said() -> None:
     """A k-NN accuracy that differs by more than the margin, if not significantly, is in the sentence of a prefix."""
     history = make_history(simulate(50), done=300)

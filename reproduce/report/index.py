@@ -64,7 +64,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run as one line of the matrix; `progress` in percent of an unfinished one."""
+    """A run as one line of the matrix; `progress` says how far an unfinished one, or one that was not judged, came."""
 
     name: str
     report: str | None
@@ -138,6 +138,8 @@ def _make_line(run: IndexRun | None, spec: Spec, *, report: str | None) -> RunLi
         outcome = Cell(*OUTCOMES[verdict.outcome], verdict.sentence)
     done = verdict.progress if verdict is not None else None
     progress = f"{100 * done:.1f} % of the run" if done is not None and done < 1 else ""
+    if run is not None and verdict is None:
+        progress = run.said
     cells = tuple(_make_cell(verdict, layer, spec=spec, run=run) for layer in LAYERS)
     return RunLine(run.name if run is not None else "", report, outcome, progress, cells)
 
