@@ -231,7 +231,7 @@ def _make_history(
     train = (head.config or {}).get("train")
     logged_seed = train.get("seed") if isinstance(train, Mapping) else None
     return History(
-        name=path.name,
+        name=f"{path.absolute().parent.name}/{path.name}" if path.name in FOLDER_LOGS else path.name,
         path=path,
         log_path=parsed.path,
         dialect=parsed.dialect,

@@ -229,3 +229,10 @@ def test_period_of_a_log() -> None:
     assert log_period(records_of(range(0, 100, 50), range(0, 300, 50))) == 50
     assert log_period(make_records(simulate(0))) == 10
     assert log_period([]) == 10
+
+
+def test_log_of_a_run_is_called_after_its_folder(tmp_path: Path) -> None:
+    """Every run's log has the same name: of two that are compared, each bears its folder's beside it."""
+    folder = write_run(simulate(1), tmp_path / "seed-1")
+    assert load_history(folder / "training_metrics.json").name == "seed-1/training_metrics.json"
+    assert load_history(shutil.copy(folder / "log.txt", tmp_path / "mine.txt")).name == "mine.txt"

@@ -71,17 +71,14 @@ def render_report(
     if (verdict is None) != (mine is None):
         raise ValueError("a verdict and the history it judged come together")
     findings = audit(spec) if spec is not None else ()
-    name = spec.name if spec else (verdict.run if verdict else "comparison")
     outcome = sections.make_outcome(verdict, spec=spec, findings=findings)
     context: dict[str, Any] = {
-        "name": name,
+        "name": spec.name if spec else (verdict.run if verdict else "comparison"),
         "title": spec.title if spec else " against ".join(_names(mine, references)),
         "identity": " · ".join(filter(None, (spec.name if spec else "", verdict.run if verdict else "no run"))),
         "outcome": outcome,
         "spec": spec,
         "verdict": verdict,
-        "metrics": sections.split_metrics(spec) if spec else ((), ()),
-        "resources": run_facts.resource_facts(spec) if spec else (),
         "commands": list(commands),
         "vouch": vouch,
         "logs": provenance.logs if provenance else (),
@@ -89,7 +86,7 @@ def render_report(
         "settings": run_facts.make_setting_tables(spec, mine=mine, references=references),
         "weights": make_weights(weights),
         "error_rates": load_error_rates(),
-        **_claims(spec, findings=findings),
+        **_stated(spec, findings=findings),
     }
     if verdict is not None and mine is not None:
         context |= _judged(verdict, mine=mine, references=references, spec=spec, provenance=provenance)
@@ -258,9 +255,12 @@ def _speed(mine: History, *, references: Sequence[History], reach: int) -> dict[
     return {"summary": run_facts.describe_speed(mine), "rows": rows, "figures": drawn}
 
 
-def _claims(spec: Spec | None, *, findings: Sequence[Finding]) -> dict[str, Any]:
+def _stated(spec: Spec | None, *, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What the row's sources say of its results, its machine and its recipe."""
     rows = sections.make_claim_rows(findings, claims=spec.claims) if spec else ()
     return {
+        "metrics": sections.split_metrics(spec) if spec else ((), ()),
+        "resources": run_facts.resource_facts(spec) if spec else (),
         "claim_groups": sections.make_claim_groups(rows),
         "claims_tally": sections.describe_claims(rows),
         "cross_checks": [(check, CROSS_STATES[check.agrees]) for check in cross_checks(spec)] if spec else [],
