@@ -291,6 +291,7 @@ def test_crash_loop_stays_legible() -> None:
     mine = make_history("loop", records=records)
     text = render_report(make_verdict(mine=mine, references=[]), mine=mine)
     assert "500 launches: 499 resumes." in text
+    assert "That was some" in text
     assert "Shown are the newest 100." in text
     assert len(text) < 500_000
 

@@ -100,7 +100,9 @@ def render_knn_figure(
         "mine": [knn_points(mine.knn, k)],
     }
     shown = [value for points in curves.values() for _, value in (pair for curve in points for pair in curve)]
-    edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
+    edges = (
+        [] if band is None else [min(max(edge, 0.0), 100.0) for edge in (*band.lower, *band.upper) if edge is not None]
+    )
     panel = Panel(span, svg.value_scale([*shown, *edges, *(level.value for level in levels)], pad=0.1), KNN_PX,
                   title, caption)  # fmt: skip
     if band is not None:
@@ -198,6 +200,8 @@ def _draw_band(panel: Panel, band: Band) -> None:
     middles = np.sqrt(np.maximum(np.array(band.starts, dtype=np.float64), 1) * np.array(band.ends, dtype=np.float64))
     share = panel.x.share(middles)
     low, high = (np.array([np.nan if v is None else v for v in edge]) for edge in (band.lower, band.upper))
+    if band.kind == "knn":  # there are no accuracies beyond
+        low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
     panel.stretched.append(svg.render_area(panel, share, low, high, kind="band"))
 
 

@@ -81,8 +81,7 @@ def render_report(
         "verdict": verdict,
         "commands": list(commands),
         "vouch": vouch,
-        "logs": provenance.logs if provenance else (),
-        "provenance_groups": run_facts.provenance_groups(provenance, spec=spec, mine=mine),
+        **_recorded(provenance, spec=spec, mine=mine),
         "settings": run_facts.make_setting_tables(spec, mine=mine, references=references),
         "weights": make_weights(weights),
         "error_rates": load_error_rates(),
@@ -180,6 +179,16 @@ def _judged(
         "speed": _speed(mine, references=references, reach=reach),
         "problems": (*verdict.problems, *(provenance.problems if provenance else ())),
         "verdict_json": embed_json(verdict.to_json()),
+    }
+
+
+def _recorded(provenance: Provenance | None, *, spec: Spec | None, mine: History | None) -> dict[str, Any]:
+    """What the run folder itself says of code, machine, jobs and files."""
+    return {
+        "logs": provenance.logs if provenance else (),
+        "jobs": run_facts.make_jobs(provenance.launch) if provenance else (),
+        "script": provenance.script if provenance else "",
+        "provenance_groups": run_facts.provenance_groups(provenance, spec=spec, mine=mine),
     }
 
 

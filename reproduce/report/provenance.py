@@ -9,6 +9,7 @@ from typing import Any
 
 from reproduce.lineage import History
 
+SCRIPT_LENGTH = 20_000  # characters
 RECORDS = ("provenance.json", "environment.json", "evaluation.json")
 
 
@@ -27,7 +28,7 @@ class Provenance:
     """The run folder's own records, empty mappings where a file is absent; `problems` names those that are damaged.
 
     launch: provenance.json, written by the harness. environment: environment.json, written by the trainer.
-    evaluation: evaluation.json, the final evaluation.
+    evaluation: evaluation.json, the final evaluation. script: what sbatch was given last, empty without a cluster.
     """
 
     launch: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Provenance:
     evaluation: Mapping[str, Any]
     logs: tuple[LogFile, ...]
     problems: tuple[str, ...]
+    script: str = ""
 
 
 def load_provenance(mine: History, *, references: Sequence[History] = ()) -> Provenance:
@@ -43,7 +45,8 @@ def load_provenance(mine: History, *, references: Sequence[History] = ()) -> Pro
     launch, environment, evaluation = (record for record, _ in found)
     runs = [("mine", mine), *((run.name, run) for run in references)]
     logs = tuple(hash_log(whose, path=run.log_path) for whose, run in runs if run.log_path is not None)
-    return Provenance(launch, environment, evaluation, logs, tuple(problem for _, problem in found if problem))
+    problems = tuple(problem for _, problem in found if problem)
+    return Provenance(launch, environment, evaluation, logs, problems, _read_script(mine.path))
 
 
 def hash_log(whose: str, *, path: Path) -> LogFile:
@@ -51,6 +54,12 @@ def hash_log(whose: str, *, path: Path) -> LogFile:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return LogFile(whose, str(path), path.stat().st_size, digest)
+
+
+def _read_script(folder: Path) -> str:
+    """The script of the newest job, as submitit keeps it in the job's folder."""
+    scripts = sorted(folder.glob("submitit/*/*_submission.sh"))
+    return scripts[-1].read_text(errors="replace")[:SCRIPT_LENGTH] if scripts else ""
 
 
 def _read_record(path: Path) -> tuple[Mapping[str, Any], str | None]:

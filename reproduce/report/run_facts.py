@@ -11,7 +11,7 @@ from franca.config import to_mapping
 from reproduce.figures.captions import series
 from reproduce.figures.plots import LAUNCHES_SHOWN
 from reproduce.figures.quantities import NONE, plural, render_duration, render_number, render_value
-from reproduce.lineage import History, Launch, Lineage
+from reproduce.lineage import History, Launch, Lineage, log_period
 from reproduce.report.provenance import Provenance
 from reproduce.runs import margins_sha256
 from reproduce.spec import Spec
@@ -162,7 +162,19 @@ def describe_lineage(lineage: Lineage) -> str:
     lost = f" {plural(len(lineage.ghosts), 'logged line')} overwritten by a later launch: the last one wins."
     shown = f" Shown are the newest {LAUNCHES_SHOWN}." if len(launches) > LAUNCHES_SHOWN else ""
     text = f"{plural(len(launches), 'launch', 'launches')}: {', '.join(parts)}."
+    times = [time for ghost in lineage.ghosts if math.isfinite(time := ghost.values.get("iter_time", math.nan))]
+    if times:
+        lost += f" That was some {render_duration(sum(times) * log_period(lineage.records))} of training."
     return text + (lost if lineage.ghosts else "") + shown
+
+
+def make_jobs(launch: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """(time, job, site) of what the harness launched, by `provenance.json`; the newest, in their order."""
+    listed = launch.get("launches")
+    jobs = [_mapping(job) for job in listed[-LAUNCHES_SHOWN:]] if isinstance(listed, list) else []
+    return tuple(
+        (str(job["time"]), str(job.get("job", NONE)), str(job.get("site", NONE))) for job in jobs if "time" in job
+    )
 
 
 def make_speed_rows(mine: History, *, references: Sequence[History]) -> tuple[SpeedRow, ...]:
@@ -217,6 +229,7 @@ def provenance_groups(
         groups.append(("Identity", _identity_facts(spec, mine=mine, launch=launch)))
     if provenance is not None:
         groups += [("Code", _code_facts(launch)), *_machine_facts(provenance.environment)]
+        groups.append(("Evaluation", _evaluation_facts(provenance.evaluation)))
     kept = [(name, tuple((term, render_value(value)) for term, value in facts if value is not None))
             for name, facts in groups]  # fmt: skip
     return tuple((name, facts) for name, facts in kept if facts)
@@ -266,6 +279,17 @@ def _machine_facts(environment: Mapping[str, Any]) -> list[tuple[str, list[tuple
         ("Machine", machine),
         ("Data", [(str(key).capitalize(), value) for key, value in data.items()]),
         ("Packages", [(str(key), value) for key, value in packages.items()]),
+    ]
+
+
+def _evaluation_facts(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Which teacher was evaluated last, and how."""
+    protocol = _mapping(evaluation.get("protocol"))
+    return [
+        ("Iteration", evaluation.get("iteration")),
+        ("Checkpoint", evaluation.get("checkpoint")),
+        ("SHA-256", evaluation.get("checkpoint_sha256")),
+        *((str(key).replace("_", " ").capitalize(), value) for key, value in protocol.items()),
     ]
 
 
