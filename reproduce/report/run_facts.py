@@ -289,7 +289,10 @@ def _evaluation_facts(evaluation: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("Iteration", evaluation.get("iteration")),
         ("Checkpoint", evaluation.get("checkpoint")),
         ("SHA-256", evaluation.get("checkpoint_sha256")),
-        *((str(key).replace("_", " ").capitalize(), value) for key, value in protocol.items()),
+        *(
+            (str(key).replace("_", " ").capitalize() if len(str(key)) > 1 else str(key), value)
+            for key, value in protocol.items()
+        ),
     ]
 
 
