@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from franca.config import Execution, TrainConfig, dump_config
 from reproduce.errors import FailedEvaluationError, SiteError, WeightsFileError
 from reproduce.files import short_path, write_whole
-from reproduce.released import Say, choose_release, get_files, unpack
+from reproduce.released import Release, Say, choose_release, get_files, unpack
 from reproduce.resolve import visible_gpus
 from reproduce.sites import Site
 from reproduce.spec import Spec
@@ -56,10 +56,15 @@ def evaluate_weights(
         raise WeightsFileError(f"{release.names[0]}: {listed}", mend="--anyway evaluates it nevertheless")
     for doubt in release.doubts:
         say(f"warning: {release.names[0]}: {doubt}")
-    config = make_config(spec, site=site, device=protocol.device)
+    folder = spec.root / "runs" / spec.name / f"weights-{protocol.px or release.grid_px or 'own'}"
+    try:
+        config = make_config(spec, site=site, device=protocol.device)
+    except SiteError:
+        if given:  # what is wrong with a file costs less to mend than what the site lacks, and is said first
+            check_weights(spec, release, given=given, folder=folder, say=say)
+        raise
     files = get_files(release, root=spec.root, given=given, say=say)
     file = unpack(release, files, folder=spec.root / "weights" / spec.row, say=say)
-    folder = spec.root / "runs" / spec.name / f"weights-{protocol.px or release.grid_px or 'own'}"
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", dump_config(config))
     say(f"{short_path(file)}: evaluating")
@@ -77,6 +82,18 @@ def evaluate_weights(
     return verdict, path
 
 
+def check_weights(spec: Spec, release: Release, *, given: Sequence[Path], folder: Path, say: Say) -> None:
+    """Raise `WeightsFileError` unless files hold a model of the row. No images are needed."""
+    files = get_files(release, root=spec.root, given=given, say=say)
+    file = unpack(release, files, folder=spec.root / "weights" / spec.row, say=say)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = TrainConfig(
+        spec.row, spec.version, spec.fingerprint, spec.seed, spec.recipe, _make_execution(device="cpu", workers=0)
+    )
+    write_whole(folder / "config.yaml", dump_config(config))
+    _run_trainer([str(file.resolve()), "--config", str(folder / "config.yaml"), "--check"], file=file, folder=folder)
+
+
 def make_config(spec: Spec, *, site: Site, device: str | None) -> TrainConfig:
     """The configuration that the evaluation is given: the row's recipe, one process, the site's evaluation images.
 
@@ -88,19 +105,10 @@ def make_config(spec: Spec, *, site: Site, device: str | None) -> TrainConfig:
         mend = f"write under {site.name}: in {site.paths[0]}: data_roots: {{{dataset}: /path/to/{dataset}}}"
         raise SiteError(f"data_roots.{dataset} is not set: the images that weights are evaluated on", mend=mend)
     on_cuda = site.device == "cuda" or (site.device == "auto" and spec.resources.gpus > 0 and visible_gpus() > 0)
-    execution = Execution(
+    execution = _make_execution(
         device="cuda" if (device or ("cuda" if on_cuda else "cpu")) == "cuda" else "cpu",
-        processes=1,
-        batch_per_process=1,
-        accumulation=1,
         workers=site.workers,
-        threads=0,
-        data_root="",
         evaluation_root=str(spec.root / Path(root).expanduser()) if root else "",
-        checkpoint_period_iterations=1,
-        checkpoints_kept=1,
-        log_period_iterations=1,
-        until_iteration=0,
     )
     return TrainConfig(spec.row, spec.version, spec.fingerprint, spec.seed, spec.recipe, execution)
 
@@ -111,10 +119,36 @@ def run_evaluation(file: Path, *, folder: Path, protocol: Protocol) -> dict[str,
     Its progress goes to the screen. Raises `WeightsFileError` where it refuses the file, `FailedEvaluationError` where
     it fails otherwise.
     """
-    command = [sys.executable, "-m", "franca.evaluate", str(file.resolve()), "--config", str(folder / "config.yaml")]
-    command += ["--out", str(folder), "--protocol", ",".join(protocol.names), "--augment"]
-    command += ["--linear-iterations", str(protocol.linear_iterations), "--linear-batch", str(protocol.linear_batch)]
-    command += ["--size", str(protocol.px)] if protocol.px else []
+    words = [str(file.resolve()), "--config", str(folder / "config.yaml")]
+    words += ["--out", str(folder), "--protocol", ",".join(protocol.names), "--augment"]
+    words += ["--linear-iterations", str(protocol.linear_iterations), "--linear-batch", str(protocol.linear_batch)]
+    words += ["--size", str(protocol.px)] if protocol.px else []
+    _run_trainer(words, file=file, folder=folder)
+    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return content
+
+
+def _make_execution(*, device: Literal["cpu", "cuda"], workers: int, evaluation_root: str = "") -> Execution:
+    """How one process evaluates; what only training asks for is of no account."""
+    return Execution(
+        device=device,
+        processes=1,
+        batch_per_process=1,
+        accumulation=1,
+        workers=workers,
+        threads=0,
+        data_root="",
+        evaluation_root=evaluation_root,
+        checkpoint_period_iterations=1,
+        checkpoints_kept=1,
+        log_period_iterations=1,
+        until_iteration=0,
+    )
+
+
+def _run_trainer(words: Sequence[str], *, file: Path, folder: Path) -> None:
+    """Run `franca evaluate`, showing what it says; what it refuses and what it fails of are raised."""
+    command = [sys.executable, "-m", "franca.evaluate", *words]
     said = ""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -127,8 +161,6 @@ def run_evaluation(file: Path, *, folder: Path, protocol: Protocol) -> dict[str,
         raise WeightsFileError(said.removeprefix("error: ") or f"{file}: the evaluation was refused")
     if code:
         raise FailedEvaluationError(f"the evaluation failed: {said or f'exit code {code}'}", path=folder)
-    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return content
 
 
 def render_verdict(verdict: WeightsVerdict) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from franca.config import ConfigError, TrainConfig, dump_config
 from franca.data.datasets import DataError, load_dataset
 from franca.evaluate.features import FEW, center_view, extract_features
+from franca.evaluate.probe_features import make_probe_encoder
 from franca.evaluate.protocol import FewShot, encode_pixels, evaluate_knn, load_evaluation_sets, make_encoder
 from franca.evaluate.teacher import FILE, load_newest_teacher, save_teacher
 from franca.models.vit import VisionTransformer
@@ -178,6 +179,16 @@ def test_encoder_gives_the_normalized_class_token() -> None:
         features = make_encoder(model, config=CONFIG, device=CPU)(images)
         assert not model.training
         assert torch.equal(features, model(images).cls)
+
+
+def test_cpu_computes_in_float32_whatever_the_recipe_says() -> None:
+    """Half precision is for GPUs: on a CPU training computes in float32, and so does every evaluation."""
+    model, images = make_teacher(CONFIG), torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    half = make_train_config(make_recipe(precision={"backbone": "bf16"}))
+    with torch.inference_mode():
+        for make in (make_encoder, make_probe_encoder):
+            found, expected = (make(model, config=config, device=CPU)(images) for config in (half, CONFIG))
+            assert torch.equal(found, expected)
 
 
 def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:

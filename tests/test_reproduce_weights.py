@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from released_rows import ROW, cut, digits, make_project, make_site, pack, save_released
+from row_copies import copy_rows
 
 from franca.config import load_config
 from reproduce.errors import SiteError, WeightsFileError
@@ -121,6 +122,20 @@ def test_doubtful_weights_need_a_word(tmp_path: Path) -> None:
     verdict, _ = evaluate_weights(digits(project), **options, anyway=True, say=said.append)
     assert said[0] == "warning: model.pth: withdrawn: it was another model"
     assert verdict.problems == ("model.pth: withdrawn",)
+
+
+def test_faults_of_a_file_come_before_those_of_the_site(tmp_path: Path) -> None:
+    """Where the images are missing too, a file that is absent, none, or another model's is what is said first."""
+    model = save_released(
+        tmp_path / "digits.pth", digits(make_project(tmp_path / "plain", weights=[], metrics={})), px=16
+    )
+    junk = tmp_path / "junk.pth"
+    junk.write_bytes(b"no weights")
+    spec = load_spec("franca-B-in21k", root=copy_rows(tmp_path / "project"))
+    options = {"protocol": Protocol(("knn",)), "anyway": True, "say": ignore}
+    for path, said in ((tmp_path / "gone.pth", "no such file"), (junk, "or is damaged"), (model, "is not a model of")):
+        with pytest.raises(WeightsFileError, match=said):
+            evaluate_weights(spec, site=make_site(tmp_path), given=[path], **options)
 
 
 def test_site_without_the_images_is_told(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--linear-iterations", type=int, default=Probe.iterations, help="(default: 12500)")
     parser.add_argument("--linear-batch", type=int, default=Probe.batch, help="images of all processes (default: 128)")
     parser.add_argument("--follow", action="store_true", help="measure every teacher of a run until it has finished")
+    parser.add_argument("--check", action="store_true", help="load the weights and measure nothing")
     parser.add_argument("--all", action="store_true", help="measure every teacher of a run that is not measured yet")
     parser.add_argument("--poll-s", type=float, default=15.0, help="how often --follow looks for one (default: 15)")
     return parser
@@ -138,6 +139,8 @@ def evaluate_subject(options: argparse.Namespace, *, wanted: Wanted) -> None:
         if run
         else load_released(subject, config_path=config_path, config=config)
     )
+    if options.check:
+        return
     own_px = None if run else grid_px(teacher.model)
     config = with_image_size(config, options.size or own_px)
     out = options.out or (subject if run else subject.with_name(f"{subject.name}.evaluation"))
