@@ -131,14 +131,14 @@ class Beside:
 
 
 def render_evaluator(resolved: Resolved) -> str | None:
-    """What would be launched beside a run's training: sbatch's script, in which JOB is the training's, or a process.
+    """What would be launched beside a run's training: sbatch's script, in which JOB is the training's.
 
-    None where the training evaluates.
+    Empty on this machine, where it is a process; None where the training evaluates.
     """
     if resolved.config.execution.evaluate == "inline":
         return None
     if resolved.site.executor == "local":
-        return shlex.join(evaluator(resolved)) + "\n"
+        return ""
     parameters = evaluation_parameters(resolved, after="JOB")
     parameters = with_snapshot(parameters, snapshot=snapshot_path(resolved.folder / CODE))
     return render_script(resolved.folder / "submitit", parameters=parameters, ahead=1)

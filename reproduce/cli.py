@@ -3,6 +3,7 @@
 Modules are imported by the commands that need them, so that `reproduce list` answers at once.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -123,7 +124,7 @@ def run_row(
     as_json: Json = False,
 ) -> int:
     """Train, evaluate, judge and report a row; what is already done is not done again."""
-    from reproduce.beside import render_evaluator
+    from reproduce.beside import evaluator, render_evaluator
     from reproduce.judging import RunFiles, judge_run, write_report
     from reproduce.phases import evaluate, launch_note, render_launch, train
 
@@ -134,7 +135,9 @@ def run_row(
             screen.say(launch_note(laid_out))
         beside = render_evaluator(laid_out)
         if beside is not None:
-            screen.say(f"beside it, a second job evaluates:\n{beside}")
+            screen.say(
+                f"beside it, a second job evaluates; its process is: {shlex.join(evaluator(laid_out))}\n{beside}"
+            )
         return 0
     for note in laid_out.notes:
         screen.say(note)
