@@ -46,11 +46,7 @@ def evaluate_weights(
     withdrawn unless `anyway`; `SiteError` where the evaluation's images are not here.
     """
     release = choose_release(spec, px=protocol.px)
-    unknown = [name for name in protocol.names if name not in PROTOCOLS]
-    if unknown or "knn" not in protocol.names:
-        raise WeightsFileError(
-            f"--protocol {','.join(protocol.names)}", mend=f"knn, and if you like {' and '.join(PROTOCOLS[1:])}"
-        )
+    _check_protocol(protocol)
     if release.doubts and not anyway:
         listed = "; ".join(release.doubts)
         raise WeightsFileError(f"{release.names[0]}: {listed}", mend="--anyway evaluates it nevertheless")
@@ -80,6 +76,14 @@ def evaluate_weights(
     path.parent.mkdir(exist_ok=True)
     write_whole(path, verdict.to_json())
     return verdict, path
+
+
+def _check_protocol(protocol: Protocol) -> None:
+    unknown = [name for name in protocol.names if name not in PROTOCOLS]
+    if unknown or "knn" not in protocol.names:
+        raise WeightsFileError(
+            f"--protocol {','.join(protocol.names)}", mend=f"knn, and if you like {' and '.join(PROTOCOLS[1:])}"
+        )
 
 
 def check_weights(spec: Spec, release: Release, *, given: Sequence[Path], folder: Path, say: Say) -> None:
