@@ -243,7 +243,7 @@ def _say_detectable(grounds: Grounds) -> list[str]:
         )
     shares = detectable_shares(grounds.bands) if grounds.bands else {}
     if shares:
-        listed = ", ".join(f"{100 * share:.2g} % of {metric}" for metric, share in shares.items())
+        listed = ", ".join(f"{float(f'{100 * share:.2g}'):g} % of {metric}" for metric, share in shares.items())
         found.append(f"A loss that differs by less at the last compared block would not have been seen: {listed}.")
     return found
 

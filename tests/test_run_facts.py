@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from html_page import Page
-from synthetic_runs import make_history, make_verdict
+from synthetic_runs import make_history, make_records, make_verdict
 
 from reproduce.report.page import render_report
 from reproduce.report.provenance import load_provenance
@@ -35,3 +35,15 @@ def test_report_says_what_was_launched_and_evaluated(tmp_path: Path) -> None:
     assert "#SBATCH --nodes=1" not in page.text
     assert "SHA-256 " + "78" * 32 in page.text
     assert "Test images 360" in page.text
+
+
+def test_short_run_fills_the_figures_that_show_it_alone() -> None:
+    """Launches and speed are drawn over the run's own iterations, however far a reference run went."""
+    records = make_records(42, stop=400) + make_records(43, start=300, stop=500, first_line=41)
+    mine, other = make_history("main", records=records), make_history("long", seed=1)
+    text = render_report(make_verdict(mine=mine, references=[other]), mine=mine, references=[other])
+    assert "2 launches over 491 iterations" in text
+    assert "10 logged lines do not count" in text
+    speed = text.partition('id="speed"')[2].partition("</section>")[0]
+    assert ">400<" in speed
+    assert "k</text>" not in speed

@@ -43,7 +43,7 @@ LEGEND = (
     ("envelope", '<path class="envelope" d="M0 2H26V12H0Z"/>', "least and greatest line of mine"),
     ("band", '<path class="band" d="M0 1H26V13H0Z"/>', "band that equal runs keep"),
     ("reference", '<path class="reference" d="M0 7H26"/>', "reference runs"),
-    ("ghost", '<path class="ghost" d="M0 7H26"/>', "overwritten by a later launch"),
+    ("ghost", '<path class="ghost" d="M0 7H26"/>', "overwritten, or a restart that was given up"),
     ("launch-line", '<line class="launch-line" x1="13" x2="13" y1="0" y2="14"/>', "a later launch"),
     ("evaluation", '<path class="evaluation" d="M8 12H18L13 4Z"/>', "k-NN evaluation"),
     ("checkpoint", '<line class="checkpoint" x1="13" x2="13" y1="3" y2="12"/>', "checkpoint"),
@@ -175,8 +175,8 @@ def _judged(
         "losses_legend": _legend([figure.upper for figure in losses]),
         "schedules": _schedule_figures(verdict, mine=mine, references=references, reach=reach),
         **_knn(verdict, mine=mine, references=references, spec=spec, evaluation=evaluation, reach=reach),
-        "lineage": _lineage(mine, reach=reach),
-        "speed": _speed(mine, references=references, reach=reach),
+        "lineage": _lineage(mine),
+        "speed": _speed(mine, references=references),
         "problems": (*verdict.problems, *(provenance.problems if provenance else ())),
         "verdict_json": embed_json(verdict.to_json()),
     }
@@ -241,7 +241,8 @@ def _knn(
     return {"knn": figure, "knn_rows": rows, "knn_done": max(mine.knn), "knn_legend": _legend([figure.upper])}
 
 
-def _lineage(mine: History, *, reach: int) -> dict[str, Any]:
+def _lineage(mine: History) -> dict[str, Any]:
+    reach = max((launch.end + 1 for launch in mine.lineage.launches), default=0)
     rows = run_facts.make_launch_rows(mine.lineage)
     figure = plots.render_lineage_figure(mine.lineage, total=reach) if len(rows) > 1 else None
     return {
@@ -251,11 +252,11 @@ def _lineage(mine: History, *, reach: int) -> dict[str, Any]:
     }
 
 
-def _speed(mine: History, *, references: Sequence[History], reach: int) -> dict[str, Any] | None:
+def _speed(mine: History, *, references: Sequence[History]) -> dict[str, Any] | None:
     rows = run_facts.make_speed_rows(mine, references=references)
     if not rows:
         return None
-    span = Scale(0, max(reach, 1))
+    span = Scale(0, max(mine.done, 1))  # no reference run is drawn beside it
     drawn = [
         plots.render_speed_figure(title, mine=mine, metric=metric, waiting=waiting, span=span)
         for title, metric, waiting in run_facts.SPEED_FIGURES

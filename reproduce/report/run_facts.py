@@ -159,7 +159,8 @@ def describe_lineage(lineage: Lineage) -> str:
     if len(launches) == 1:
         return "One launch, never interrupted."
     parts = [plural(count, kind) for kind, count in kinds.items() if count]
-    lost = f" {plural(len(lineage.ghosts), 'logged line')} overwritten by a later launch: the last one wins."
+    counted = plural(len(lineage.ghosts), "logged line does", "logged lines do")
+    lost = f" {counted} not count: overwritten by a later launch, or of a restart that did not get as far."
     shown = f" Shown are the newest {LAUNCHES_SHOWN}." if len(launches) > LAUNCHES_SHOWN else ""
     text = f"{plural(len(launches), 'launch', 'launches')}: {', '.join(parts)}."
     times = [time for ghost in lineage.ghosts if math.isfinite(time := ghost.values.get("iter_time", math.nan))]
