@@ -1,7 +1,7 @@
 # make demo    install, reproduce the row `digits` on this machine's CPU, print the verdict and where the report lies
 # make test    every test
 # make check   format, lint, types and tests: what CI runs
-# make references   train the reference runs of `digits` anew and publish their logs; about half an hour
+# make references   train the reference runs of `digits` anew and publish their logs; about an hour
 # make soak    kill the trainer at 50 random moments and hold what is left against a run left alone; some minutes
 # make slurm-up, slurm-down   start and stop a SLURM cluster on loopback for the tests marked `slurm`; needs root
 # make format  rewrite the code in the house format
@@ -40,7 +40,7 @@ lint: $(INSTALLED)
 check: lint test
 
 references: $(INSTALLED)
-	for seed in 1 2 3 4 5 6 7 8 9 10; do \
+	for seed in $$(seq 20); do \
 	    reproduce train digits --seed $$seed && reproduce evaluate digits --seed $$seed && \
 	    reproduce publish runs/digits@1/seed=$$seed logfiles/digits/seed-$$seed || exit; \
 	done

@@ -7,8 +7,8 @@ Every run goes through `reproduce run`, so what is trained is not trained again 
 fault is an override, or images that were taken away from under the run; when it is judged, the run claims the row's own
 recipe, as a program with that fault would. A fault that a schedule column shows is trained for a tenth of the run. Runs
 are judged at every tenth iteration as `reproduce watch` would have: the first look at which a check fails is when the
-fault was found, and an unchanged run that fails at any look is a false alarm. The ten published seeds are references,
-all at once and one at a time; each of them is judged against the other nine as well. Written: verdicts.json and
+fault was found, and an unchanged run that fails at any look is a false alarm. The published seeds are references,
+all at once and one at a time; each of them is judged against the others as well. Written: verdicts.json and
 verdicts.md in the folder `--to`.
 """
 
@@ -41,9 +41,9 @@ from reproduce.verdict import Verdict, judge
 
 ROW = "digits"
 REFERENCES = "logfiles/digits/seed-*"
-UNCHANGED = range(11, 31)
+UNCHANGED = range(21, 41)
 SEEDS = range(101, 104)
-STEP = 10  # iterations between two looks
+STEP, PAIR_STEP = 10, 50  # iterations between two looks, at a run against all references and against one
 PERIOD = 10  # and between two lines of a published log
 PUBLISHED = "published"
 FOUND = ("failed", "worse", "better", "variant")  # what a run that claims the row's recipe must not be
@@ -178,12 +178,12 @@ def cut(history: History, done: int) -> History:
     return dataclasses.replace(history, lineage=make_lineage(records), knn=knn, state=None)
 
 
-def judge_trial(history: History, references: Sequence[History], *, fault: str, seed: int) -> Outcome:
-    """Every verdict that watching the run would have given, and the last."""
+def judge_trial(history: History, references: Sequence[History], *, fault: str, seed: int, step: int = STEP) -> Outcome:
+    """Every verdict that watching the run would have given, each `step` iterations, and the last."""
     spec = load_run_spec(ROW, changes=(), seed=None)
     total = spec.recipe.iterations
     layer = check = share = None
-    for done in itertools.chain(range(STEP, history.done, STEP), (history.done,)):
+    for done in itertools.chain(range(step, history.done, step), (history.done,)):
         verdict = judge(history if done == history.done else cut(history, done), references, spec=spec)
         if share is None and verdict.outcome in FOUND:
             layer, check = _first_reason(verdict)
@@ -264,60 +264,63 @@ def _first_digit(recipe: Recipe, other: Recipe) -> float | None:
 
 
 def summarize(outcomes: Sequence[Outcome], *, planned: int) -> dict[str, Any]:
-    """The counts that the tables show; a run held against one reference after another counts as often."""
-    several = [item for item in outcomes if item.references > 1]
+    """The counts of runs that were held against several references at once."""
     groups = {
-        "new seeds against the ten published": [item for item in several if not item.fault],
-        "each published seed against the nine others": [item for item in several if item.fault == PUBLISHED],
-        "new seeds against one published (pairs share runs)": [
-            item for item in outcomes if item.references == 1 and not item.fault
-        ],
+        "new seeds against the published": [item for item in outcomes if not item.fault],
+        "each published seed against the others": [item for item in outcomes if item.fault == PUBLISHED],
     }
-    alarms = {}
-    for name, chosen in groups.items():
-        wrong = sum(item.detected for item in chosen)
-        interval = clopper_pearson(wrong, len(chosen)) if chosen else None
-        bound = clopper_pearson(wrong, len(chosen), confidence=0.9)[1] if chosen else None
-        alarms[name] = {"runs": len(chosen), "alarms": wrong, "interval": interval, "bound": bound}
     faults = {}
     for fault in FAULTS:
-        chosen = [item for item in several if item.fault == fault]
-        alone = [item for item in outcomes if item.references == 1 and item.fault == fault]
+        chosen = [item for item in outcomes if item.fault == fault]
         faults[fault] = {
             "runs": len(chosen),
             "detected": sum(item.detected for item in chosen),
             "by half": sum(item.share is not None and item.share <= 0.5 for item in chosen),
             "shares": [item.share for item in chosen],
             "checks": sorted({item.check for item in chosen if item.check}),
-            "one reference": [sum(item.detected for item in alone), len(alone)],
         }
+    alarms = {name: count_alarms(chosen) for name, chosen in groups.items()}
+    return {"planned": planned, "alarms": alarms, "faults": faults, "missed": count_missed(outcomes)}
+
+
+def summarize_pairs(pairs: Sequence[Outcome]) -> dict[str, Any]:
+    """The counts of runs that were held against one reference after another: they are not independent."""
+    chosen = {fault: [item for item in pairs if item.fault == fault] for fault in FAULTS}
     return {
-        "row": ROW,
-        "planned": planned,
-        "alarms": alarms,
-        "faults": faults,
-        "honest": {"several": count_honest(several), "one": count_honest(outcomes, references=1)},
-        "columns": {row: schedule_shares(row) for row in COLUMN_ROWS},
+        "alarms": count_alarms([item for item in pairs if not item.fault]),
+        "faults": {fault: [sum(item.detected for item in items), len(items)] for fault, items in chosen.items()},
+        "missed": count_missed(pairs),
     }
 
 
-def count_honest(outcomes: Sequence[Outcome], *, references: int | None = None) -> dict[str, int]:
-    """Of runs with a fault that was not found: how many of its true effects lie below the difference that was printed.
+def count_alarms(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Unchanged runs that were called off, with the share's 95 % interval and its one-sided bound."""
+    runs, wrong = len(outcomes), sum(item.detected for item in outcomes)
+    interval = clopper_pearson(wrong, runs) if runs else None
+    bound = clopper_pearson(wrong, runs, confidence=0.9)[1] if runs else None
+    return {"runs": runs, "alarms": wrong, "interval": interval, "bound": bound}
 
-    The true effect of a fault on a metric is estimated by the mean over its runs less the mean over unchanged runs, all
-    held against the same references.
+
+def count_missed(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Runs whose fault was not found, their results, and those of them whose true effect is below what was printed.
+
+    The true effect of a fault on a result is estimated by the mean over its runs less the mean over unchanged ones; it
+    should be smaller than the difference that the verdict said would be seen.
     """
-    chosen = [item for item in outcomes if references is None or item.references == references]
-    own = _mean_effects([item for item in chosen if not item.fault])
-    found = {"effects": 0, "below": 0}
+    unchanged = _mean_effects([item for item in outcomes if not item.fault])
+    counted = {"runs": 0, "results": 0, "below": 0}
     for fault in FAULTS:
-        runs = [item for item in chosen if item.fault == fault]
+        runs = [item for item in outcomes if item.fault == fault]
         effects = _mean_effects(runs)
         for item in runs:
-            for name, (_, detectable) in item.effects.items() if not item.detected else ():
-                found["effects"] += 1
-                found["below"] += abs(effects[name] - own.get(name, 0.0)) <= detectable
-    return found
+            if not item.detected:
+                counted["runs"] += 1
+                counted["results"] += len(item.effects)
+                counted["below"] += sum(
+                    abs(effects[name] - unchanged.get(name, 0.0)) <= detectable
+                    for name, (_, detectable) in item.effects.items()
+                )
+    return counted
 
 
 def _mean_effects(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -327,11 +330,11 @@ def _mean_effects(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
 def render(summary: Mapping[str, Any]) -> str:
     """The tables as Markdown."""
+    pairs, alarms = summary["one reference"], dict(summary["alarms"])
+    alarms["new seeds against one published, then the next"] = pairs["alarms"]
     lines = ["| unchanged runs | judged | false alarms | 95 % interval | 95 % bound |", "|---|---|---|---|---|"]
-    for name, row in summary["alarms"].items():
-        interval = (
-            "– | –" if row["interval"] is None else "{:.1%} to {:.1%} | {:.1%}".format(*row["interval"], row["bound"])
-        )
+    for name, row in alarms.items():
+        interval = "– | –" if not row["runs"] else "{:.1%} to {:.1%} | {:.1%}".format(*row["interval"], row["bound"])
         lines.append(f"| {name} | {row['runs']} | {row['alarms']} | {interval} |")
     lines += ["", "| fault | runs | found | by half | share of the run needed | by | found with one reference |"]
     lines += ["|---|---|---|---|---|---|---|"]
@@ -340,18 +343,18 @@ def render(summary: Mapping[str, Any]) -> str:
             lines.append(f"| {fault} | not run | | | | | |")
             continue
         shares = ", ".join("–" if share is None else f"{share:.1%}" for share in row["shares"])
-        alone = "{} of {}".format(*row["one reference"])
+        alone = "{} of {}".format(*pairs["faults"][fault])
         found = (fault, row["runs"], row["detected"], row["by half"], shares, ", ".join(row["checks"]), alone)
         lines.append(f"| {' | '.join(map(str, found))} |")
-    for name, counted in summary["honest"].items():
+    for name, missed in (("all references", summary["missed"]), ("one", pairs["missed"])):
         lines += [
             "",
-            f"Against {name}: of the effects on {counted['effects']} results of runs whose fault was not found, "
-            f"{counted['below']} lie below the detectable difference that their verdict printed.",
+            f"Against {name}: {missed['runs']} verdicts on runs whose fault was not found; {missed['below']} of their "
+            f"{missed['results']} results have a true effect below the detectable difference that was printed.",
         ]
-    for row, shares in summary["columns"].items():
+    for row, columns in summary["columns"].items():
         lines += ["", f"| fault in a column of {row} | share of the run until 4 decimals show it |", "|---|---|"]
-        lines += [f"| {name} | {'–' if share is None else f'{share:.2%}'} |" for name, share in shares.items()]
+        lines += [f"| {name} | {'–' if share is None else f'{share:.2%}'} |" for name, share in columns.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -367,7 +370,7 @@ def main() -> None:
             train(trial)
             left -= 1
     references = [load_history(path) for path in sorted(Path.cwd().glob(REFERENCES))]
-    outcomes = []
+    outcomes, pairs = list[Outcome](), list[Outcome]()
     for place, mine in enumerate(references):
         others = references[:place] + references[place + 1 :]
         outcomes.append(judge_trial(mine, others, fault=PUBLISHED, seed=mine.seed or 0))
@@ -377,11 +380,18 @@ def main() -> None:
         if history is not None:
             outcomes.append(judge_trial(history, references, fault=trial.fault, seed=trial.seed))
             print(outcomes[-1], flush=True)
-            outcomes += [judge_trial(history, [one], fault=trial.fault, seed=trial.seed) for one in references]
-    summary = summarize(outcomes, planned=len(trials))
+            pairs += [
+                judge_trial(history, [one], fault=trial.fault, seed=trial.seed, step=PAIR_STEP) for one in references
+            ]
+    summary = summarize(outcomes, planned=len(trials)) | {
+        "one reference": summarize_pairs(pairs),
+        "columns": {row: schedule_shares(row) for row in COLUMN_ROWS},
+    }
     options.to.mkdir(parents=True, exist_ok=True)
-    content = {**summary, "outcomes": [dataclasses.asdict(item) for item in outcomes]}
-    (options.to / "verdicts.json").write_text(json.dumps(content, indent=1) + "\n")
+    lines = [json.dumps(dataclasses.asdict(item)) for item in outcomes]
+    content = json.dumps(summary, indent=1).removesuffix("\n}")
+    listed = ",\n  ".join(lines)
+    (options.to / "verdicts.json").write_text(f'{content},\n "outcomes": [\n  {listed}\n ]\n}}\n')
     (options.to / "verdicts.md").write_text(render(summary))
     print(render(summary))
 

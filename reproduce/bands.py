@@ -10,9 +10,10 @@ Three references or more, `spread_band`: exchangeable runs that deviate from a c
 critical is the 1 - alpha quantile of max |z| over blocks and metrics, by simulating n + 1 such runs with the same v.
 How neighboring blocks hang together is not known, and matters: independent blocks make for many tests, tied ones leave
 the pooled variance with no more than n - 1 degrees of freedom. So the quantile is the largest over correlations of
-neighboring blocks from 0 to 0.999 (ten seeds of a small run had 0.7 to 0.99). Metrics are simulated as independent,
-the worst case (Šidák 1967). Single seeds lie further out than a normal distribution has them, so a run's deviation is
-Student's t with 8 degrees of freedom; with ten references this takes the limit from 5.0 to 6.6.
+neighboring blocks from 0 to 0.999 (23 seeds of a small run had 0.7 to 0.96). Metrics are simulated as independent,
+the worst case (Šidák 1967). A run's deviation is Student's t with 20 degrees of freedom: its kurtosis, 3.4, is the
+largest that one of the five curves had over 23 seeds of a small run (2.7 to 3.4). With ten references this takes the
+limit from 5.3 to 5.7, with twenty from 4.4 to 4.9.
 
 One or two, `wander_band`: a run is a trend plus a wander that is stationary in log time with correlation
 exp(-|ln(s/t)| / 1.4), plus noise. The wander's variance comes from the references alone: squared second differences
@@ -40,7 +41,7 @@ LOG_TIME_CORRELATION = 1.4  # measured on 971 language-model runs in 68 same-scr
 WANDER_LAG = 1  # blocks: a quarter octave
 WANDER_POOL = 8  # blocks each way: two octaves
 WANDER_INFLATION = 2.6
-TAILS = 8  # degrees of freedom of Student's t
+TAILS = 20  # degrees of freedom of Student's t
 CORRELATIONS = (0.0, 0.6, 0.85, 0.95, 0.999)
 SIMULATIONS = 8000
 SIMULATED_AT_ONCE = 500

@@ -26,9 +26,9 @@ def told(history: History, **changes: Any) -> History:
     return dataclasses.replace(history, config={**history.config, "recipe": {**recipe, **groups}})
 
 
-@pytest.mark.parametrize("seed", range(1, 11))
+@pytest.mark.parametrize("seed", range(1, 21))
 def test_runs_of_digits_begin_as_random_weights(seed: int) -> None:
-    """None of the ten reference runs is flagged, and each is well within its limits."""
+    """None of the twenty reference runs is flagged, and each is well within its limits."""
     check = check_beginning(load_history(ROOT / "logfiles" / "digits" / f"seed-{seed}"))
     assert check.state == "pass"
     assert check.value is not None

@@ -19,8 +19,8 @@ import verdicts
 
 
 def make_outcome(fault: str, seed: int, **changes: Any) -> verdicts.Outcome:
-    fields = {"final": "consistent", "detected": False, "layer": None, "check": None, "share": None,
-              "knn_effect": -1.0, "knn_detectable": 9.0}  # fmt: skip
+    fields = {"references": 10, "final": "consistent", "detected": False, "layer": None, "check": None, "share": None,
+              "effects": {"knn_top1": (-1.0, 9.0), "ibot_loss": (2.0, 1.0)}}  # fmt: skip
     return verdicts.Outcome(fault=fault, seed=seed, **(fields | changes))
 
 
@@ -31,7 +31,13 @@ def counted(tmp_path: Path) -> Path:
     outcomes = [make_outcome("published", seed) for seed in range(5)]
     outcomes += [make_outcome("KoLeo off", seed, **found, share=0.1 * seed) for seed in (1, 6)]
     outcomes += [make_outcome("no clipping", 1)]
-    (tmp_path / "digits.json").write_text(json.dumps(verdicts.summarize(outcomes, planned=80)))
+    pairs = [make_outcome("", seed, references=1) for seed in range(4)]
+    pairs += [
+        make_outcome("KoLeo off", 1, references=1, **found, share=0.5),
+        make_outcome("KoLeo off", 1, references=1),
+    ]
+    summary = verdicts.summarize(outcomes, planned=80) | {"one reference": verdicts.summarize_pairs(pairs)}
+    (tmp_path / "digits.json").write_text(json.dumps(summary))
     return tmp_path
 
 
@@ -43,11 +49,12 @@ def render_method(folder: Path, **context: Any) -> str:
 def test_method_says_what_was_counted(counted: Path) -> None:
     """False alarms with their interval, each fault with how often, how early and by what it was found, and the rest."""
     text = render_method(counted)
-    assert "published seeds against nine others 5 0 0 to 52 %" in text
+    assert "each published seed against the others 5 0 0 to 52 %" in text
+    assert "new seeds against one published, then the next 4 0 0 to 60 %" in text
     assert "2 of 3 runs with a planted fault were found out" in text
-    assert "KoLeo off 2 2 1 10 to 60 % band-ibot_loss" in text
-    assert "no clipping 1 0 0 – –" in text
-    assert "Of 1 run whose fault was not found, 1 had an effect on k-NN below" in text
+    assert "KoLeo off 2 2 1 10 to 60 % band-ibot_loss 1 of 2" in text
+    assert "no clipping 1 0 0 – – 0 of 0" in text
+    assert "In 1 run the fault was not found; of their 2 results, k-NN and losses, 1 have a true effect below" in text
     assert "19 planted faults were not run" in text
     assert "learning rate × 2" in text
 
@@ -78,6 +85,8 @@ def test_counts_that_ship_follow_from_their_outcomes() -> None:
     assert [path.stem for path in paths] == ["digits"]
     for path in paths:
         content = json.loads(path.read_text())
+        assert content.pop("one reference")
+        assert content.pop("columns")
         outcomes = [verdicts.Outcome(**item) for item in content.pop("outcomes")]
         again = verdicts.summarize(outcomes, planned=content["planned"])
         assert json.loads(json.dumps(again)) == content

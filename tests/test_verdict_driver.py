@@ -63,8 +63,11 @@ def test_published_seed_is_no_false_alarm_and_a_doubled_rate_is_found_at_once() 
     assert off.share is not None
     assert off.share == 40 / 600  # three lines after that of iteration 0, where both rates are none
     assert off.check in ("schedule-lr", "column-lr")
-    summary = verdicts.summarize([fine, off], planned=80)
-    assert summary["alarms"]["new seeds against the ten published"]["alarms"] == 0
+    summary = verdicts.summarize([fine, off], planned=80) | {
+        "one reference": verdicts.summarize_pairs([off]),
+        "columns": {row: verdicts.schedule_shares(row) for row in verdicts.COLUMN_ROWS},
+    }
+    assert summary["alarms"]["new seeds against the published"]["alarms"] == 0
     assert summary["faults"]["learning rate × 2"]["detected"] == 1
     assert "| learning rate × 2 | 1 | 1 | 1 |" in verdicts.render(summary)
     assert "| KoLeo off | not run |" in verdicts.render(summary)
@@ -90,6 +93,6 @@ def test_effects_of_faults_that_were_not_found_are_held_against_what_was_printed
         return verdicts.Outcome(fault, 1, 10, "consistent", detected, None, None, None, effects)
 
     runs = [outcome("", 1.0), outcome("", 3.0), outcome("KoLeo off", -4.0), outcome("KoLeo off", -6.0, detected=True)]
-    assert verdicts.count_honest(runs) == {"effects": 1, "below": 0}  # -5 - 2 is beyond 5
+    assert verdicts.count_missed(runs) == {"runs": 1, "results": 1, "below": 0}  # -5 - 2 is beyond 5
     runs += [outcome("no clipping", 6.9)]
-    assert verdicts.count_honest(runs) == {"effects": 2, "below": 1}
+    assert verdicts.count_missed(runs) == {"runs": 2, "results": 2, "below": 1}

@@ -201,7 +201,7 @@ class _Writer(StorageWriter):
             _drop(self.final)  # damaged, and passed over when this run was taken up
         self.temporary.rename(self.final)
         _flush(self.final.parent)
-        LOG.info("Saved checkpoint to %s", self.final)
+        LOG.info("Saved checkpoint to %s", self.final.relative_to(self.final.parents[1]))
         self._clear()
 
     def _clear(self) -> None:

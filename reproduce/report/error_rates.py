@@ -1,7 +1,7 @@
 """What `benchmarks/verdicts.py` counted in, the error rates of verdicts as a report tells them out: rows of text."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ class AlarmRow:
 
 @dataclass(frozen=True)
 class FaultRow:
-    """Runs with one planted fault. `shares` of the run that were needed until it was found, `checks` that found it."""
+    """Runs with one planted fault. `shares` of the run that were needed until it was found, `checks` that found it.
+
+    alone: in how many verdicts it was found where there was one reference run.
+    """
 
     fault: str
     runs: int
@@ -32,19 +35,21 @@ class FaultRow:
     by_half: int
     shares: str
     checks: str
+    alone: str
 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """What was measured on `row`. `not_run` are faults that were planned; `missed` counts runs, of which
-    `missed_below` had an effect on k-NN that their own verdict said it could not see."""
+    """What was measured on `row`. `not_run` are faults that were planned; `missed` counts runs whose fault was not
+    found. Of their `results`, k-NN and losses, `below` had a true effect that their verdict said it could not see."""
 
     row: str
     alarms: tuple[AlarmRow, ...]
     faults: tuple[FaultRow, ...]
     not_run: tuple[str, ...]
     missed: int
-    missed_below: int
+    results: int
+    below: int
 
     @property
     def found(self) -> str:
@@ -62,13 +67,16 @@ def _load(path: Path) -> ErrorRates:
     try:
         content = json.loads(path.read_text())
         faults = [(name, row) for name, row in content["faults"].items() if row["runs"]]
+        pairs, missed = content["one reference"], content["missed"]
+        alarms = content["alarms"] | {"new seeds against one published, then the next": pairs["alarms"]}
         return ErrorRates(
             row=path.stem,
-            alarms=tuple(_alarm_row(name, row) for name, row in content["alarms"].items() if row["runs"]),
-            faults=tuple(_fault_row(name, row) for name, row in faults),
+            alarms=tuple(_alarm_row(name, row) for name, row in alarms.items() if row["runs"]),
+            faults=tuple(_fault_row(name, row, alone=pairs["faults"][name]) for name, row in faults),
             not_run=tuple(name for name, row in content["faults"].items() if not row["runs"]),
-            missed=int(content["missed"]),
-            missed_below=int(content["missed_below_mde"]),
+            missed=int(missed["runs"]),
+            results=int(missed["results"]),
+            below=int(missed["below"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(
@@ -81,9 +89,16 @@ def _alarm_row(who: str, row: Mapping[str, Any]) -> AlarmRow:
     return AlarmRow(who, int(row["runs"]), int(row["alarms"]), f"{100 * low:.0f} to {100 * high:.0f} %")
 
 
-def _fault_row(fault: str, row: Mapping[str, Any]) -> FaultRow:
+def _fault_row(fault: str, row: Mapping[str, Any], *, alone: Sequence[int]) -> FaultRow:
     needed = sorted(share for share in row["shares"] if share is not None)
     ends = dict.fromkeys(f"{100 * share:.0f}" for share in (needed[:1] + needed[-1:]))
     shares = f"{' to '.join(ends)} %" if needed else NONE
-    return FaultRow(fault, int(row["runs"]), int(row["detected"]), int(row["by half"]), shares,
-                    ", ".join(row["checks"]) or NONE)  # fmt: skip
+    return FaultRow(
+        fault=fault,
+        runs=int(row["runs"]),
+        found=int(row["detected"]),
+        by_half=int(row["by half"]),
+        shares=shares,
+        checks=", ".join(row["checks"]) or NONE,
+        alone="{} of {}".format(*alone),
+    )
