@@ -51,6 +51,27 @@ def test_job_without_progress_gives_up(tmp_path: Path) -> None:
     assert f"started {IDLE_STARTS} times at iteration 0 and came no further" in job.stderr.read_text()
 
 
+@pytest.mark.parametrize(("waits", "starts", "code"), [(True, IDLE_STARTS, 1), (False, 6, 0)])
+def test_evaluation_gives_up_at_a_teacher_and_never_at_waiting(
+    waits: bool, starts: int, code: int, tmp_path: Path
+) -> None:
+    """A job that never comes to the end of one teacher gives up; one that only waited may do so as long as it likes."""
+    results = tmp_path / "eval" / "untrained" / "results_eval_knn.json"
+    results.parent.mkdir(parents=True)
+    if not waits:
+        results.touch()
+    script = (
+        "import os, signal, sys, time; from pathlib import Path; calls = Path(sys.argv[1]) / 'calls'\n"
+        "calls.open('a').write('x')\n"
+        "if len(calls.read_text()) == 6: sys.exit(0)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75)); os.kill(os.getppid(), signal.SIGUSR2); time.sleep(60)"
+    )
+    command = (sys.executable, "-c", script, str(tmp_path))
+    job = submit(command, folder=tmp_path / "jobs", executor="local", parameters={}, evaluates=tmp_path)
+    finish(job)
+    assert (len(job.starts()), job.exit_code()) == (starts, code)
+
+
 def test_restart_waits_for_a_start_that_lives_on(tmp_path: Path) -> None:
     """While an earlier start trains on, on a node that the cluster lost, the next one waits: two would both write."""
     with (tmp_path / "train.lock").open("w") as lock:
