@@ -109,11 +109,12 @@ def cancel_run(row: Row, changes: Changes = None, seed: Seed = None) -> None:
         training.stop()
     else:
         training = None
-    jobs = " and ".join(job.job_id for job in (training, evaluation) if job is not None)
+    jobs = [f"job {job.job_id}" for job in (training, evaluation) if job is not None]
     if not jobs:
         typer.echo(f"{short_path(folder)}: nothing runs or waits")
         return
-    typer.echo(f"{short_path(folder)}: job {jobs} was asked to stop; go on with: reproduce resume {row}")
+    said = f"{' and '.join(jobs)} {'were' if len(jobs) > 1 else 'was'} asked to stop"
+    typer.echo(f"{short_path(folder)}: {said}; go on with: reproduce resume {row}")
 
 
 @command("resume")
