@@ -19,14 +19,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reproduce.attempts import Command, Start, exit_file, load_starts
 from reproduce.errors import RunError, SiteError
 from reproduce.files import is_locked, read_tail, write_whole
-from reproduce.resolve import Resolved
-from reproduce.sites import Site
 from reproduce.snapshot import snapshot_environment
+
+if TYPE_CHECKING:
+    from reproduce.resolve import Resolved
+    from reproduce.sites import Site
 
 Executor = Literal["local", "slurm"]
 
@@ -100,7 +102,7 @@ class Job:
         return ""
 
 
-def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> dict[str, Any]:
+def make_parameters(resolved: "Resolved", *, nodes: int, tasks_per_node: int) -> dict[str, Any]:
     """submitit's parameters for a job of a resolved run on its site."""
     device = resolved.config.execution.device
     return site_parameters(
@@ -108,7 +110,7 @@ def make_parameters(resolved: Resolved, *, nodes: int, tasks_per_node: int) -> d
     )
 
 
-def evaluation_parameters(resolved: Resolved, *, after: str | None = None) -> dict[str, Any]:
+def evaluation_parameters(resolved: "Resolved", *, after: str | None = None) -> dict[str, Any]:
     """submitit's parameters for the one task that evaluates a run, on a cluster once the job `after` has started."""
     parameters = make_parameters(resolved, nodes=1, tasks_per_node=1)
     slurm = resolved.site.slurm
@@ -128,7 +130,7 @@ def evaluation_parameters(resolved: Resolved, *, after: str | None = None) -> di
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def site_parameters(site: Site, *, name: str, device: str, nodes: int, tasks_per_node: int) -> dict[str, Any]:
+def site_parameters(site: "Site", *, name: str, device: str, nodes: int, tasks_per_node: int) -> dict[str, Any]:
     """submitit's parameters for a job on a site; one GPU to a task where the device is `cuda`."""
     parameters: dict[str, Any] = {
         "name": name,

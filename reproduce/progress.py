@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.files import read_tail
-from reproduce.logs import parse_json_lines, parse_knn
 from reproduce.runs import read_state
 
 TAIL_BYTES = 16384  # some twenty lines: more than one, should the last be torn
@@ -32,6 +31,8 @@ class Progress:
 
 def read_progress(folder: Path, *, target: int) -> Progress:
     """Where the run stands on its way to `target` iterations. What is not there yet is None or empty."""
+    from reproduce.logs import parse_json_lines
+
     state = read_state(folder)
     log = folder / "training_metrics.json"
     lines = read_tail(log, size=TAIL_BYTES).splitlines() if log.is_file() else []
@@ -83,6 +84,8 @@ def newest_evaluation(folder: Path) -> int | None:
 
 def _read_knn(folder: Path) -> tuple[int, int, float] | None:
     """The newest k-NN evaluation inside the run, at its smallest k."""
+    from reproduce.logs import parse_knn
+
     done = newest_evaluation(folder)
     if done is None:
         return None

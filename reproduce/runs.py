@@ -1,6 +1,7 @@
 """A resolved run in, its folder out: who it belongs to, how it was declared, launched, and how it stands.
 
 The folder is where harness and trainer meet, so everything here is read from its files and nothing is remembered.
+What only a launch needs is imported there: `status` and `list` answer at once.
 """
 
 import dataclasses
@@ -11,16 +12,17 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from franca.config import ConfigError, TrainConfig, dump_config, load_config
 from reproduce.errors import RunError
 from reproduce.files import is_locked, write_whole
 from reproduce.launch import Job
-from reproduce.resolve import Resolved
-from reproduce.spec import Margins, Spec
+
+if TYPE_CHECKING:
+    from franca.config import TrainConfig
+    from reproduce.resolve import Resolved
+    from reproduce.spec import Margins, Spec
 
 LAUNCH, EVALUATOR = "launch.json", "evaluator.json"
 
@@ -38,7 +40,7 @@ class RunState:
     error: str | None
 
 
-def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
+def open_run(resolved: "Resolved", *, command: Sequence[str], root: Path) -> Path:
     """Create the run's folder, or check that the one there is the same run; returns its path.
 
     A new folder is declared before anything is launched: `provenance.json` holds the code's commit and the hashes of
@@ -46,6 +48,8 @@ def open_run(resolved: Resolved, *, command: Sequence[str], root: Path) -> Path:
     while it is being trained. Raises `RunError` where the folder belongs to another recipe or seed, or cannot be
     written; nothing is changed then.
     """
+    from franca.config import dump_config
+
     folder, config = resolved.folder, resolved.config
     path = folder / "config.yaml"
     try:
@@ -156,18 +160,20 @@ def find_runs(root: Path, *, row: str) -> tuple[Path, ...]:
     return tuple(sorted(path.parent for path in root.glob(f"runs/{row}@*/*/config.yaml")))
 
 
-def spec_sha256(spec: Spec) -> str:
+def spec_sha256(spec: "Spec") -> str:
     """Hash of the row's file as it stands: what was declared, margins, claims and all."""
     return hashlib.sha256(spec.path.read_bytes()).hexdigest()
 
 
-def margins_sha256(margins: Margins) -> str:
+def margins_sha256(margins: "Margins") -> str:
     """Hash of the margins as canonical JSON; equal margins, equal hashes, wherever they are written."""
     return hashlib.sha256(json.dumps(dataclasses.asdict(margins), sort_keys=True).encode()).hexdigest()
 
 
-def _declare(resolved: Resolved, *, command: Sequence[str], root: Path) -> str:
+def _declare(resolved: "Resolved", *, command: Sequence[str], root: Path) -> str:
     """The text of a new `provenance.json`."""
+    from importlib.metadata import version
+
     declaration = {
         "command": list(command),
         "git": _describe_code(root),
@@ -195,7 +201,7 @@ def _git(root: Path, *arguments: str) -> bytes:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=True).stdout
 
 
-def _check_same_run(old: TrainConfig, new: TrainConfig, *, path: Path) -> None:
+def _check_same_run(old: "TrainConfig", new: "TrainConfig", *, path: Path) -> None:
     for name in ("row", "version", "fingerprint", "seed"):
         if getattr(old, name) != getattr(new, name):
             raise RunError(
@@ -238,7 +244,9 @@ def _raise_lost(link: Path) -> None:
     )
 
 
-def _load_run_config(path: Path) -> TrainConfig:
+def _load_run_config(path: Path) -> "TrainConfig":
+    from franca.config import ConfigError, load_config
+
     try:
         return load_config(path)
     except ConfigError as error:
