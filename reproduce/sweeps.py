@@ -7,7 +7,7 @@ is missing, so a sweep needs no file of its own: its runs are those that the sam
 import fnmatch
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +50,7 @@ class Member:
         """Whether it is still to be submitted: neither done nor at it."""
         if self.standing is None:
             return True
-        target = self.resolved.config.execution.until_iteration or self.resolved.config.recipe.iterations
-        return self.standing.state not in ALIVE and self.standing.iteration < target
+        return self.standing.state not in ALIVE and self.standing.iteration < target_of(self.resolved)
 
 
 def make_sweep(pattern: str, changes: Sequence[str], *, site: Site, until: str | None) -> tuple[Member, ...]:
@@ -120,7 +119,7 @@ def check_cost(members: Sequence[Member], *, max_gpu_hours: float | None) -> Non
 
 def render_sweep(members: Sequence[Member], *, width: int) -> str:
     """The runs of a sweep by what differs between them, how each stands, and what the missing ones would take."""
-    varied = _varied_keys(members)
+    varied = varied_keys(members)
     header = ("state", "row", *varied, "iteration", "loss", "k-NN", "job", "nodes", "GPU-hours")
     table = render_table(header, [_cells(member, varied) for member in members], width=width)
     missing = [member for member in members if member.is_missing]
@@ -136,7 +135,7 @@ def _make_member(
     spec = load_run_spec(row, changes=changes, seed=None)
     resolved = resolve(spec, site=site, until=until)
     plan = make_plan(spec, site=site)
-    share = (resolved.config.execution.until_iteration or spec.recipe.iterations) / spec.recipe.iterations
+    share = target_of(resolved) / spec.recipe.iterations
     hours = plan.cost.gpu_hours or plan.cost.documented_gpu_hours
     return Member(
         resolved=resolved,
@@ -174,24 +173,29 @@ def _submit_runs(runs: Sequence[Resolved], *, parallel: int, command: Sequence[s
         Beside(resolved, say=screen.say).keep()
 
 
-def _varied_keys(members: Sequence[Member]) -> tuple[str, ...]:
+def varied_keys(members: Sequence[Member]) -> tuple[str, ...]:
     """The keys whose values are not the same in all runs."""
     values: dict[str, set[str]] = defaultdict(set)
     for member in members:
-        for key, value in _changed(member):
+        for key, value in changed_values(member).items():
             values[key].add(value)
     return tuple(key for key, found in values.items() if len(found) > 1)
 
 
-def _changed(member: Member) -> Iterator[tuple[str, str]]:
-    for change in member.changes:
-        key, _, value = change.partition("=")
-        yield key, value
+def changed_values(member: Member) -> dict[str, str]:
+    """What was asked of a run, by key."""
+    parts = (change.partition("=") for change in member.changes)
+    return {key: value for key, _, value in parts}
+
+
+def target_of(resolved: Resolved) -> int:
+    """How many iterations a run is to come to."""
+    return resolved.config.execution.until_iteration or resolved.config.recipe.iterations
 
 
 def _cells(member: Member, varied: Sequence[str]) -> tuple[str, ...]:
-    resolved, standing, changed = member.resolved, member.standing, dict(_changed(member))
-    target = resolved.config.execution.until_iteration or resolved.config.recipe.iterations
+    resolved, standing, changed = member.resolved, member.standing, changed_values(member)
+    target = target_of(resolved)
     progress = read_progress(resolved.folder, target=target) if standing else None
     return (
         "to submit" if member.is_missing and standing is None else standing.state if standing else "",

@@ -21,7 +21,7 @@ LAYERS = (
     "checks layers conventions axes conclusions verdict comparison weights_verdict",
     "signatures figures report",
     "published references progress causes endings beside standing phases",
-    "judging vouching live released weights pipeline sweeps probes",
+    "judging vouching live released weights pipeline sweeps sweep_report probes",
     "overview tables screen console asking watching sweeping signing live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]

@@ -14,8 +14,12 @@ from reproduce.logs import Record
 
 def series(records: Iterable[Record], metric: str) -> tuple[Floats, Floats]:
     """The logged values of a metric over iterations done (a line's iteration counts from 0)."""
-    pairs = [(record.iteration + 1, record.values[metric]) for record in records if metric in record.values]
-    table = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+    return as_columns([(record.iteration + 1, record.values[metric]) for record in records if metric in record.values])
+
+
+def as_columns(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
+    """Points as two arrays: where they are, and their values."""
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 

@@ -15,6 +15,7 @@ from reproduce.figures.svg import Floats, Panel, Scale, percent
 from reproduce.lineage import History, Lineage
 
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
+HUES = 8  # of curves that are drawn over one another
 LAUNCHES_SHOWN = 100  # the newest; a crash loop has thousands
 LABELLED_MARGIN = 0.35  # of the half width: the edges of a narrower margin are too near to zero for labels
 CHECKPOINTS = 60  # ticks at most
@@ -178,6 +179,18 @@ def render_speed_figure(title: str, *, mine: History, metric: str, waiting: str 
         panel.stretched.append(svg.render_area(panel, part.share, np.zeros_like(part.mean), part.mean, kind="waiting"))
     panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="mine"))
     _draw_values(panel, count=3)
+    _draw_iterations(panel)
+    return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
+
+
+def render_overlay(title: str, curves: Sequence[tuple[str, Floats, Floats]], *, span: Scale, unit: str = "") -> Figure:
+    """Curves of equal standing, (label, iterations done, values) each: hue n of the eight that the page colors."""
+    drawn = [(label, svg.thin(done, values, scale=span, columns=REFERENCE_COLUMNS)) for label, done, values in curves]
+    panel = Panel(span, loss_scale([curve.mean for _, curve in drawn], band=None), LOSS_PX, title, "")
+    for number, (label, curve) in enumerate(drawn):
+        line = svg.render_line(panel, curve.share, curve.mean, kind=f"hue-{number % HUES}")
+        panel.stretched.append(f"<g><title>{escape(label)}</title>{line}</g>")
+    _draw_values(panel, count=5, unit=unit)
     _draw_iterations(panel)
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
 
