@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from franca.config import ConfigError, Execution
 
+PORTS = 10_000, 32_767  # below those that Linux gives to connections (ip_local_port_range)
 TIMEOUT = timedelta(minutes=30)  # a rank may wait for rank 0's evaluation; torch's default for NCCL is 10 minutes
 DDP_HOOKS = {torch.bfloat16: default_hooks.bf16_compress_hook, torch.float16: default_hooks.fp16_compress_hook}
 
@@ -324,6 +325,6 @@ def _first_host(environment: Mapping[str, str]) -> str:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """A port that every task of one job derives alike and two jobs on a node seldom share."""
+    """A port that every task of one start of a job derives alike and two jobs on a node seldom share."""
     job = environment.get("SLURM_JOB_ID") or environment.get("SUBMITIT_LOCAL_JOB_ID") or "0"
-    return random.Random(job).randint(20_000, 60_000)
+    return random.Random(f"{job}.{environment.get('SLURM_RESTART_COUNT', 0)}").randint(*PORTS)

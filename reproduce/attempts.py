@@ -173,8 +173,12 @@ def _run_child(arguments: Sequence[str]) -> int:
 
 
 def _export_ranks(*, tasks: int) -> None:
-    """Tell several tasks of one job about one another, in the variables that torch.distributed reads."""
+    """Tell several tasks of one job about one another, in the variables that torch.distributed reads.
+
+    All but the port, which is left to the trainer: submitit's may be one that a connection has just been given.
+    """
     from submitit.helpers import TorchDistributedEnvironment
 
     if tasks > 1:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        del os.environ["MASTER_PORT"]

@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +49,8 @@ MENDS: dict[Kind, str] = {
 LOST: frozenset[Kind] = frozenset({"time limit", "preemption", "node failure", "hang"})  # worth another launch as it is
 
 # What SLURM's slurmstepd and srun print, Python and torch say; the last one in the logs counts
-PHRASES: tuple[tuple[Kind, str], ...] = (
+Phrases = tuple[tuple[Kind, str], ...]
+PHRASES: Phrases = (
     ("host memory", r"exceeded memory limit.*|[Oo]ut [Oo]f [Mm]emory.*|oom[-_ ]kill.*|MemoryError\b.*"),
     ("GPU memory", r"CUDA out of memory.*"),
     ("full disk", r".*No space left on device.*|.*Disk quota exceeded.*"),
@@ -57,9 +58,14 @@ PHRASES: tuple[tuple[Kind, str], ...] = (
     ("preemption", r".*CANCELLED AT .* DUE TO PREEMPTION.*"),
     ("node failure", r".*CANCELLED AT .* DUE TO NODE FAILURE.*|.*Node failure on .*"),
 )
-LESS: tuple[tuple[Kind, str], ...] = (  # they say that it ended, not why
-    ("cancelled", r".*\bCANCELLED AT \S+ \*\*\*.*"),
+LESS: Phrases = (  # they say that it ended, not why
     ("killed", rf"{KILLED} SIG\w+"),
+    ("cancelled", r".*\bCANCELLED AT \S+ \*\*\*.*"),
+)
+TRACEBACK = re.compile(  # of an error before the trainer could account for it; torch puts the rank before each line
+    r"^(?:\[rank\d+\]: ?)?Traceback \(most recent call last\):\n"
+    r"(?:(?:\[rank\d+\]: ?)?[ \t].*\n)*(?:\[rank\d+\]: ?)?(\S.*)",
+    re.MULTILINE,
 )
 AT = re.compile(r"CANCELLED AT (\S+)")  # local time
 ABSENCE = re.compile(  # how a process says that another one is gone
@@ -105,7 +111,16 @@ def find_cause(folder: Path, *, job: Job) -> Cause | None:
     if stuck:
         ranks = ", ".join(path.stem.removeprefix("rank_") for path in stuck)
         return Cause("hang", f"no step was finished in time; stuck: {ranks}", None, stuck[0].read_text()[-4096:])
-    return find_phrase(_logs(job), since=since) or (_make_cause(accounts[0]) if accounts else None)
+    logs = _load_logs(job)
+    text = "\n".join(logs.values())
+    if job.exit_code():  # it ended by itself: a cancelled step is what srun does to the other tasks then
+        return (
+            find_phrase(text, since=since, tables=(PHRASES,))
+            or find_traceback(logs)
+            or find_phrase(text, since=since, tables=(LESS[:1],))
+            or (_make_cause(accounts[0]) if accounts else None)
+        )
+    return find_phrase(text, since=since) or (_make_cause(accounts[0]) if accounts else None)
 
 
 def ask_cause(job: Job) -> Cause | None:
@@ -118,9 +133,22 @@ def ask_cause(job: Job) -> Cause | None:
     return Cause(kind, f"the cluster says {state[1]}", None, "") if state and kind else None
 
 
-def find_phrase(text: str, *, since: float = 0.0) -> Cause | None:
-    """The last thing in a log by which a cause is known; what befell the job before `since`, it survived."""
-    for phrases in (PHRASES, LESS):
+def find_traceback(logs: Mapping[int, str]) -> Cause | None:
+    """The last exception that a process printed as it ended, of those that do not tell of another one's absence."""
+    for rank, text in sorted(logs.items()):
+        found = [match for match in TRACEBACK.finditer(text) if not ABSENCE.search(match[1])]
+        if found:
+            phrase = find_phrase(found[-1][1], tables=(PHRASES,))
+            return Cause(phrase.kind if phrase else "error", found[-1][1].strip(), rank, found[-1][0])
+    return None
+
+
+def find_phrase(text: str, *, since: float = 0.0, tables: Sequence[Phrases] | None = None) -> Cause | None:
+    """The last thing in a log by which a cause is known; what befell the job before `since`, it survived.
+
+    tables: what is looked for, that which tells more first; all of it if left out.
+    """
+    for phrases in tables or (PHRASES, LESS):
         found = [
             (match.start(), kind, match[0].strip())
             for kind, phrase in phrases
@@ -164,7 +192,11 @@ def _stacks(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem.removeprefix("rank_")))
 
 
-def _logs(job: Job) -> str:
-    """The ends of what the job's processes printed as errors, the first one's last: it holds the cluster's words."""
-    paths = sorted(job.folder.glob(f"{job.job_id}_*_log.err"), reverse=True)
-    return "\n".join(read_tail(path, size=TAIL_BYTES) for path in paths)
+def _load_logs(job: Job) -> dict[int, str]:
+    """The ends of what each process of a job printed as errors, the first one's last: it has the cluster's words."""
+    found = ((_rank_of(path, job), path) for path in job.folder.glob(f"{job.job_id}_*_log.err"))
+    return {rank: read_tail(path, size=TAIL_BYTES) for rank, path in sorted(found, reverse=True)}
+
+
+def _rank_of(path: Path, job: Job) -> int:
+    return int(path.name.removeprefix(f"{job.job_id}_").removesuffix("_log.err"))

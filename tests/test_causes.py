@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from reproduce.attempts import exit_file
 from reproduce.causes import LOST, find_cause, find_phrase
 from reproduce.launch import Job, submit
 
@@ -62,6 +63,40 @@ def test_killed_process_is_told_from_those_it_took_along(tmp_path: Path) -> None
     assert cause is not None
     assert cause.kind == "killed"
     assert "SIGKILL" in cause.said
+
+
+@pytest.mark.parametrize("prefix", ["", "[rank1]: "])
+def test_error_before_any_account_is_found_in_the_logs(prefix: str, tmp_path: Path) -> None:
+    """A process that fails as it starts has printed why; that srun cancelled the others for it is not the cause."""
+    job = Job("slurm", "7_1", tmp_path)
+    trace = [
+        "Traceback (most recent call last):",
+        '  File "a.py", line 1, in <module>',
+        "    import torch",
+        "",
+        "OSError: x",
+    ]
+    lines = [f"{prefix}{line}\n" for line in trace if line]
+    (tmp_path / "7_1_1_log.err").write_text("".join(lines))
+    absent = ["Traceback (most recent call last):\n", "RuntimeError: Connection closed by peer [vn1]:7\n"]
+    cancelled = "slurmstepd-vn1: error: *** STEP 7.0 ON vn1 CANCELLED AT 2026-11-21T18:10:24 ***\n"
+    (tmp_path / "7_1_0_log.err").write_text("".join([*absent, cancelled]))
+    exit_file(tmp_path, "7_1").write_text("1\n")
+    cause = find_cause(tmp_path, job=job)
+    assert cause is not None
+    assert (cause.kind, cause.said, cause.rank) == ("error", "OSError: x", 1)
+    assert cause.traceback == "".join(lines).rstrip()
+
+
+def test_step_that_a_person_cancelled_is_cancelled(tmp_path: Path) -> None:
+    """Where no process of the job ended by itself, the cluster's word counts, whatever was printed on the way."""
+    (tmp_path / "7_0_log.err").write_text(
+        "Traceback (most recent call last):\nValueError: told\n"
+        "slurmstepd-vn1: error: *** STEP 7.0 ON vn1 CANCELLED AT 2026-11-21T18:10:24 ***\n"
+    )
+    cause = find_cause(tmp_path, job=Job("slurm", "7", tmp_path))
+    assert cause is not None
+    assert cause.kind == "cancelled"
 
 
 def test_process_that_hangs_shows_where(tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_place_is_read_from_each_launcher() -> None:
     assert (place.rank, place.local_rank, place.world_size, place.address) == (9, 1, 16, "node0")
     assert place == parse_place({**step, "SLURM_JOB_ID": "77"})
     assert place.port != parse_place({**step, "SLURM_JOB_ID": "78"}).port
+    assert place.port != parse_place({**step, "SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": "1"}).port
+    assert place.port < 32_768  # where Linux begins to give ports to connections
     local = {"SUBMITIT_LOCAL_NTASKS": "2", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1"}
     assert parse_place({**local, "SUBMITIT_LOCAL_JOB_ID": "5"}).address == "127.0.0.1"
 
