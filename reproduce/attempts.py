@@ -167,7 +167,8 @@ def _run_child(arguments: Sequence[str]) -> int:
         code = INTERRUPTED
     if code < 0:
         print(KILLED, signal.Signals(-code).name, file=sys.stderr)
-    if signal.SIGUSR2 in received and code == INTERRUPTED and callable(requeue):
+    # A notice that comes while it saves because it was told to stop does not bring it back
+    if received[:1] == [signal.SIGUSR2] and code == INTERRUPTED and callable(requeue):
         requeue(signal.SIGUSR2, None)
     return code
 

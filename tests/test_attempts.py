@@ -13,7 +13,7 @@ from reproduce.launch import Job, submit
 
 
 def finish(job: Job) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while job.is_running():
         assert time.monotonic() < end, "it did not end"
         time.sleep(0.05)
@@ -70,6 +70,26 @@ def test_evaluation_gives_up_at_a_teacher_and_never_at_waiting(
     job = submit(command, folder=tmp_path / "jobs", executor="local", parameters={}, evaluates=tmp_path)
     finish(job)
     assert (len(job.starts()), job.exit_code()) == (starts, code)
+
+
+def test_stopped_job_is_not_brought_back_by_its_time_limit(tmp_path: Path) -> None:
+    """A job that was told to stop ends, though the notice of its time limit comes while it saves."""
+    script = (
+        "import os, signal, sys, time; from pathlib import Path\n"
+        "def stop(*_): os.kill(os.getppid(), signal.SIGUSR2); time.sleep(1); sys.exit(75)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: None); signal.signal(signal.SIGTERM, stop)\n"
+        "Path(sys.argv[1]).touch(); time.sleep(60)"
+    )
+    command = (sys.executable, "-c", script, str(tmp_path / "ready"))
+    job = submit(command, folder=tmp_path / "jobs", executor="local", parameters={}, run=tmp_path)
+    end = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    job.stop()
+    finish(job)
+    assert len(job.starts()) == 1
+    assert job.exit_code() == 75
 
 
 def test_restart_waits_for_a_start_that_lives_on(tmp_path: Path) -> None:
