@@ -3,14 +3,17 @@
 import shlex
 import signal
 import textwrap
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from reproduce.attempts import INTERRUPTED, newest_checkpoint
 from reproduce.causes import BEGINS_ANEW, GOES_ON, LOST, Cause, ask_cause, find_cause
 from reproduce.errors import RunError
 from reproduce.launch import Job
-from reproduce.runs import read_state
+from reproduce.runs import newest_job, read_state
 
 TRACEBACK_LINES = 12
 
@@ -27,8 +30,39 @@ class InterruptedRunError(RunError):
     exit_code = INTERRUPTED
 
 
+class LeftRunError(RunError):
+    """The harness was ended from outside; the job that it followed goes on."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 class LostRunError(FailedRunError):
     """The cluster lost the run: a dead node, a preemption, a limit that came too fast. Another launch goes on."""
+
+
+@contextmanager
+def left_on_signal(folder: Path, *, command: Sequence[str]) -> Iterator[None]:
+    """Where SIGTERM or a hang-up ends this process and not the job, raise `LeftRunError` with what to type next."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        job = newest_job(folder)
+        left = f"job {job.job_id} goes on without it" if job and job.is_running() else "nothing runs of this run"
+        stop = f"; save and stop it with: {job.stop_command}" if job and job.is_running() else ""
+        raise LeftRunError(
+            f"this command was ended by {signal.Signals(number).name}: {left}",
+            path=folder,
+            mend=f"follow it again with: {shlex.join(command)}{stop}",
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def raise_if_cut_short(folder: Path, *, job: Job | None, command: Sequence[str]) -> None:

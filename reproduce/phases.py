@@ -10,7 +10,7 @@ from typing import Protocol
 from reproduce.attempts import newest_checkpoint
 from reproduce.beside import POLL_S, Beside, stop_evaluator
 from reproduce.containers import python_command
-from reproduce.endings import FailedRunError, LostRunError, raise_if_cut_short, raise_if_failed
+from reproduce.endings import FailedRunError, LostRunError, left_on_signal, raise_if_cut_short, raise_if_failed
 from reproduce.errors import RunError, SiteError
 from reproduce.files import held, short_path, write_whole
 from reproduce.launch import Job, evaluation_parameters, make_parameters, render_script, submit, with_snapshot
@@ -72,7 +72,7 @@ def train(resolved: Resolved, *, command: Sequence[str], screen: Screen) -> RunS
         job = None
         try:
             job, started = _start_or_take_up(resolved, folder=folder, screen=screen)
-            _follow(resolved, job=job, target=target, screen=screen)
+            _follow(resolved, job=job, target=target, command=command, screen=screen)
         except KeyboardInterrupt:
             _stop(job if started else None, folder=folder, command=command, screen=screen)
             raise
@@ -212,14 +212,15 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
         return job, True
 
 
-def _follow(resolved: Resolved, *, job: Job | None, target: int, screen: Screen) -> None:
+def _follow(resolved: Resolved, *, job: Job | None, target: int, command: Sequence[str], screen: Screen) -> None:
     """Show where the run stands until nothing trains it any more; keep a job beside it that evaluates."""
     folder, beside = resolved.folder, Beside(resolved, say=screen.say)
     try:
-        while is_alive(folder):
-            beside.keep()
-            screen.show(read_progress(folder, target=target))
-            time.sleep(POLL_S[job.executor if job else "local"])
+        with left_on_signal(folder, command=command):
+            while is_alive(folder):
+                beside.keep()
+                screen.show(read_progress(folder, target=target))
+                time.sleep(POLL_S[job.executor if job else "local"])
         screen.show(read_progress(folder, target=target))
     finally:
         screen.end()

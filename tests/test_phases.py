@@ -56,10 +56,12 @@ def start_harness(folder: Path, **changes: object) -> "subprocess.Popen[str]":
     """Another harness, in a process group of its own, that trains the run in `folder`."""
     script = (
         "import sys; from pathlib import Path; from small_runs import make_resolved\n"
+        "from reproduce.errors import ReproduceError\n"
         "from reproduce.phases import train; from reproduce.screen import PlainScreen\n"
         "try: train(make_resolved(Path(sys.argv[1]), **eval(sys.argv[2])), command=('reproduce', 'train', 'digits'),"
         " screen=PlainScreen(sys.stdout))\n"
-        "except KeyboardInterrupt: sys.exit(130)"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+        "except ReproduceError as error: print(error); sys.exit(error.exit_code)"
     )
     command = [sys.executable, "-c", script, str(folder), repr(changes)]
     return subprocess.Popen(command, cwd=ROOT / "tests", start_new_session=True, stdout=subprocess.PIPE, text=True)
@@ -132,14 +134,19 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert f"stopped at {state.iteration} of 4000 iterations; continue with: {shlex.join(COMMAND)}" in output
 
 
-def test_killed_harness_leaves_a_run_that_another_takes_up(tmp_path: Path) -> None:
-    """The trainer outlives a harness that is killed; the next one follows it instead of starting a second."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_harness_leaves_a_run_that_another_takes_up(number: signal.Signals, tmp_path: Path) -> None:
+    """The trainer outlives its harness, which says so if it can; the next one follows it and starts no second."""
     folder = tmp_path / "run"
     changes = {"recipe": {"iterations": 300, "evaluation": {"period_iterations": 300}}}
     harness = start_harness(folder, **changes)
     wait_for(lambda: iterations_done(folder) > 0)
-    os.killpg(harness.pid, signal.SIGKILL)
-    harness.communicate()
+    os.killpg(harness.pid, number)
+    said, _ = harness.communicate()
+    if number == signal.SIGTERM:
+        assert harness.returncode == 143
+        assert "goes on without it" in said
+        assert f"follow it again with: {shlex.join(COMMAND)}; save and stop it with: kill -TERM" in said
     assert is_alive(folder)
     screen = Notes()
     state = train(make_resolved(folder, **changes), command=COMMAND, screen=screen)
