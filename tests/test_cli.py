@@ -198,7 +198,7 @@ def test_row_that_was_never_run_has_a_report(project: Path) -> None:
     """The report of a row without a run is its audit; the index lists every row."""
     result = reproduce("report", "franca-L-in21k", project=project)
     assert result.returncode == 0
-    assert result.stdout.splitlines()[-1] == "reports/franca-L-in21k.html"
+    assert result.stdout.splitlines()[-1] == "reports/franca-L-in21k.html  not run yet: the report is an audit"
     assert "franca-G-laion600m" in (project / "reports" / "index.html").read_text()
     assert (project / "reports" / "franca-L-in21k.svg").is_file()
 
