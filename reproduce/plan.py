@@ -172,17 +172,21 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         (f"{parameters['backbone']:,} backbone + {parameters['heads']:,} heads = {parameters['trainable']:,} trained"),
     )
     parts = ("teacher_backbone", "teacher_heads", "student_backbone", "student_heads")
-    listed = ", ".join(f"{part.replace('_', ' ')} {flops[part] / 1e9:,.3g}" for part in parts)
-    yield "GFLOP per image", f"{flops['total'] / 1e9:,.4g}: {listed}"
+    listed = ", ".join(f"{part.replace('_', ' ')} {_short(flops[part] / 1e9)}" for part in parts)
+    yield "GFLOP per image", f"{_short(flops['total'] / 1e9)}: {listed}"
     machine = "GPU" if layout.device == "cuda" else "CPU process"
     nodes = "1 node" if layout.nodes == 1 else f"{layout.nodes} nodes"
     times = f", {layout.accumulation} times per iteration" if layout.accumulation > 1 else ""
-    said = f"{layout.processes} × {machine} on {nodes}, {layout.parallel}, {layout.batch_per_process} images on each"
+    how = f", {layout.parallel}" if layout.processes > 1 else ""
+    said = f"{layout.processes} × {machine} on {nodes}{how}, {layout.batch_per_process} images on each"
     yield f"layout{' (documented)' if layout.documented else ''}", f"{said}{times}"
     for label, memory in (("memory", plan.memory), ("with recomputation", plan.memory_recomputed)):
-        listed = ", ".join(f"{part} {size / 2**30:.3g}" for part, size in memory.items() if part != "total")
-        yield f"GiB per {machine}, {label}", f"{memory['total'] / 2**30:.3g}: {listed}"
-    yield "checkpoint", f"{plan.checkpoint_bytes / 1e9:.3g} GB, {plan.checkpoints_bytes / 1e9:.3g} GB for those kept"
+        listed = ", ".join(
+            f"{part} {_short(size / 2**30)}" for part, size in memory.items() if size and part != "total"
+        )
+        yield f"GiB per {machine}, {label}", f"{_short(memory['total'] / 2**30)}: {listed}"
+    kept = f"{_short(plan.checkpoints_bytes / 1e9)} GB for those kept"
+    yield "checkpoint", f"{_short(plan.checkpoint_bytes / 1e9)} GB, {kept}"
     passes = f"{plan.epochs:,.1f} passes over {plan.images:,}"
     yield "data", f"{plan.iterations:,} iterations see {plan.images_seen:,} images: {passes}"
     if cost.gpu_hours is not None and cost.hours is not None and cost.images_per_second is not None:
@@ -195,3 +199,9 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     documented = "" if cost.documented_gpu_hours is None else f"{cost.documented_gpu_hours:,.0f} GPU-hours"
     yield "documented", documented or "no cost"
+
+
+def _short(value: float) -> str:
+    """A size or a cost with about three digits, never in powers of ten: 607, 44.6, 4.89, 0.036."""
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{decimals}f}"

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -301,7 +302,10 @@ def _notes(spec: Spec, execution: Execution) -> Iterator[str]:
 
 
 def _slug(value: Any) -> str:
-    """A value as a part of a folder's name."""
+    """A value as a part of a folder's name; of a mapping its row, if it names one, and a digest of all."""
+    if isinstance(value, Mapping):
+        digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+        return "-".join(filter(None, (_slug(value.get("row", "")), digest)))
     if isinstance(value, list):
         return "+".join(_slug(item) for item in value) or "none"
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,6 +1,7 @@
 """Laying a row out on a site: processes, batches and folders, and everything that is missing said at once."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,19 @@ def test_run_is_named_after_what_differs() -> None:
     assert name == "crops.global_scale=0.5+1.0,optim.base_lr=0.006,quirks.koleo_half=false,seed=3"
     assert run_name(load_spec(ROW, root=ROOT, overrides=overrides[::-1]), seed=3) == name
     assert run_name(load_spec("digits", root=ROOT, overrides=["heads.nesting=[]"]), seed=0) == "heads.nesting=none"
+
+
+def test_run_of_a_mapping_is_called_after_its_row() -> None:
+    """A frozen teacher is named by its row; another model of it by another digest."""
+    model = "{patch_px: 4, embed_dim: 192, depth: DEPTH, heads: 3, ffn: swiglu, ffn_ratio: 4.0, registers: 0, "
+    model += "layerscale: 1.0, drop_path: 0.0, interpolate_offset: 0.1}"
+    names = []
+    for text in (model.replace("DEPTH", "4"), model.replace("DEPTH", "5")):
+        overrides = ["masking.sample_probability=0", f"frozen_teacher={{row: digits, model: {text}}}"]
+        names.append(run_name(load_spec("digits", root=ROOT, overrides=overrides), seed=0))
+    expected = r"frozen_teacher=digits-[0-9a-f]{8},masking.sample_probability=0(\.0)?"
+    assert all(re.fullmatch(expected, name) for name in names), names
+    assert len(set(names)) == 2
 
 
 def test_long_run_names_stay_apart() -> None:
