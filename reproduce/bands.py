@@ -10,10 +10,10 @@ Three references or more, `spread_band`: exchangeable runs that deviate from a c
 critical is the 1 - alpha quantile of max |z| over blocks and metrics, by simulating n + 1 such runs with the same v.
 How neighboring blocks hang together is not known, and matters: independent blocks make for many tests, tied ones leave
 the pooled variance with no more than n - 1 degrees of freedom. So the quantile is the largest over correlations of
-neighboring blocks from 0 to 0.999 (23 seeds of a small run had 0.7 to 0.96). Metrics are simulated as independent,
-the worst case (Šidák 1967). A run's deviation is Student's t with 20 degrees of freedom: its kurtosis, 3.4, is the
-largest that one of the five curves had over 23 seeds of a small run (2.7 to 3.4). With ten references this takes the
-limit from 5.3 to 5.7, with twenty from 4.4 to 4.9.
+neighboring blocks from 0 to 0.999 (30 seeds of a small run had 0.7 to 0.96). Metrics are simulated as independent,
+the worst case (Šidák 1967). A run's deviation is Student's t. Of losses with 20 degrees of freedom: their kurtosis is
+2.9 to 3.4 over those seeds, and with twenty references the limit goes from 4.4 to 4.9. Of k-NN with 6: two of the seeds
+ended 12 and 14 points low, which makes a kurtosis of 6.
 
 One or two, `wander_band`: a run is a trend plus a wander that is stationary in log time with correlation
 exp(-|ln(s/t)| / 1.4), plus noise. The wander's variance comes from the references alone: squared second differences
@@ -41,7 +41,7 @@ LOG_TIME_CORRELATION = 1.4  # measured on 971 language-model runs in 68 same-scr
 WANDER_LAG = 1  # blocks: a quarter octave
 WANDER_POOL = 8  # blocks each way: two octaves
 WANDER_INFLATION = 2.6
-TAILS = 20  # degrees of freedom of Student's t
+TAILS = 20  # degrees of freedom of Student's t, of a loss
 CORRELATIONS = (0.0, 0.6, 0.85, 0.95, 0.999)
 SIMULATIONS = 8000
 SIMULATED_AT_ONCE = 500
@@ -60,7 +60,7 @@ class Limits:
         return (mine - self.center) / self.scale
 
 
-def spread_band(references: Array, *, floor: Array, pool: int, alpha: float) -> Limits:
+def spread_band(references: Array, *, floor: Array, pool: int, alpha: float, tails: int = TAILS) -> Limits:
     """The band that the spread of three or more reference runs [n, c, b] gives; `floor` [c, b] bounds sqrt(v) below.
 
     Blocks where a reference is not finite are not defined.
@@ -74,17 +74,19 @@ def spread_band(references: Array, *, floor: Array, pool: int, alpha: float) -> 
     metrics = int(defined.any(axis=1).sum())
     if not blocks:
         return Limits(center, scale, math.inf)
-    return Limits(center, scale, spread_critical(n, metrics=metrics, blocks=blocks, pool=pool, alpha=alpha))
+    critical = spread_critical(n, metrics=metrics, blocks=blocks, pool=pool, alpha=alpha, tails=tails)
+    return Limits(center, scale, critical)
 
 
 @functools.lru_cache(maxsize=64)
-def spread_critical(n: int, *, metrics: int, blocks: int, pool: int, alpha: float) -> float:
+def spread_critical(n: int, *, metrics: int, blocks: int, pool: int, alpha: float, tails: int = TAILS) -> float:
     """The 1 - alpha quantile of max |z| over metrics and blocks for a run like the n others; always the same number."""
     generator = np.random.default_rng((n, metrics, blocks, pool))
+    shape = (n + 1, SIMULATED_AT_ONCE, metrics, blocks)
     quantiles = []
     for correlation in CORRELATIONS:
         maxima = [
-            _simulated_maxima(generator, n=n, metrics=metrics, blocks=blocks, pool=pool, correlation=correlation)
+            _simulated_maxima(generator, shape=shape, pool=pool, correlation=correlation, tails=tails)
             for _ in range(SIMULATIONS // SIMULATED_AT_ONCE)
         ]
         quantiles.append(float(np.quantile(np.concatenate(maxima), 1 - alpha)))
@@ -145,16 +147,16 @@ def t_quantile(probability: float, *, degrees: int) -> float:
 
 
 def _simulated_maxima(
-    generator: np.random.Generator, *, n: int, metrics: int, blocks: int, pool: int, correlation: float
+    generator: np.random.Generator, *, shape: tuple[int, int, int, int], pool: int, correlation: float, tails: int
 ) -> Array:
-    """max |z| of one run against n others, in sets of runs whose blocks are an AR(1) times a scale of the run's own."""
-    runs = generator.standard_normal((n + 1, SIMULATED_AT_ONCE, metrics, blocks), dtype=np.float32)
+    """max |z| of one run against the others, in runs [n + 1, s, c, b]: AR(1) blocks times the run's scale."""
+    runs = generator.standard_normal(shape, dtype=np.float32)
     fresh = np.float32(math.sqrt(1 - correlation**2))
-    for block in range(1, blocks):
+    for block in range(1, shape[-1]):
         runs[..., block] = np.float32(correlation) * runs[..., block - 1] + fresh * runs[..., block]
-    runs /= np.sqrt(generator.chisquare(TAILS, (n + 1, SIMULATED_AT_ONCE, metrics, 1)) / TAILS).astype(np.float32)
+    runs /= np.sqrt(generator.chisquare(tails, (*shape[:3], 1)) / tails).astype(np.float32)
     mine, others = runs[0], runs[1:]
-    scale = np.sqrt(_pooled_variance(others, pool) * (1 + 1 / n))
+    scale = np.sqrt(_pooled_variance(others, pool) * (1 + 1 / len(others)))
     return np.asarray((np.abs(mine - others.mean(axis=0)) / scale).max(axis=(1, 2)), dtype=np.float64)
 
 

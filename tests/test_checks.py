@@ -232,11 +232,14 @@ def test_text_and_json_logs_are_compared_to_rounding(tmp_path: Path) -> None:
 
 
 def test_batch_split_otherwise_is_excused() -> None:
-    """Another batch per process at the same global batch is resources: a warning. Without a configuration it fails."""
+    """Another batch per process at the same global batch is resources: a warning. Without a configuration it fails, and
+    where its processes and parts do not make the global batch."""
     truth = with_columns(simulate(50), current_batch_size=lambda values: values / 2)
-    assert (
-        by_id(check_schedules(make_history(truth), references=REFERENCES))["column-current_batch_size"].state == "warn"
-    )
+    half = make_history(truth)
+    assert half.config is not None
+    split = {**half.config, "execution": {**half.config["execution"], "accumulation": 2}}
+    for mine, state in ((dataclasses.replace(half, config=split), "warn"), (half, "fail")):
+        assert by_id(check_schedules(mine, references=REFERENCES))["column-current_batch_size"].state == state
     hidden = make_history(truth, hidden=True)
     assert by_id(check_schedules(hidden, references=REFERENCES))["column-current_batch_size"].state == "fail"
 

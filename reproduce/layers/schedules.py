@@ -126,7 +126,7 @@ def _check_against_references(mine: History, column: str, *, references: Sequenc
     finding = f"{column} is {own_value:.6g} at iteration {iteration:,} where {reference.name} has {their_value:.6g}."
     if len(broken) < compared:
         finding += f" It agrees with {compared - len(broken)} of {compared} reference runs."
-    excused = column == BATCH and _same_global_batch(mine, reference)
+    excused = column == BATCH and _same_global_batch(mine, reference) and _adds_up(mine, own_value)
     if excused:
         finding += " The global batch is the same: it is split otherwise, so KoLeo's neighbors are others."
     return dataclasses.replace(
@@ -194,6 +194,15 @@ def _resolution(mine: History, references: Sequence[History]) -> str:
 def _same_global_batch(mine: History, reference: History) -> bool:
     own, theirs = (known_recipe(run).get("global_batch") for run in (mine, reference))
     return own is not None and own == theirs
+
+
+def _adds_up(mine: History, logged: float) -> bool:
+    """Whether the logged batch of a process makes the recipe's global batch, where the run says over how many."""
+    execution = (mine.config or {}).get("execution")
+    if not execution:
+        return True
+    parts = execution["processes"] * execution["accumulation"]
+    return bool(round(logged) * parts == known_recipe(mine).get("global_batch"))
 
 
 def _worst(one: Array, other: Array) -> float:
