@@ -79,6 +79,12 @@ def command(name: str) -> Callable[[Callable[..., int | None]], Callable[..., No
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at Python's own end
                 code = 141
+            except OSError as error:
+                if error.filename is None:
+                    raise
+                mend = "mend: make room there, or name a folder that may be read and written"
+                typer.echo(printable_lines(f"error: {error.filename}: {error.strerror}\n{mend}"), err=True)
+                code = 2
             raise typer.Exit(code)
 
         return wrapper

@@ -127,7 +127,8 @@ def evaluate(resolved: Resolved, *, screen: Screen) -> Path | None:
     folder, beside = resolved.folder, Beside(resolved, say=screen.say)
     result = folder / "evaluation.json"
     if not (folder / "config.yaml").is_file():
-        raise RunError("nothing is trained yet", path=folder, mend=f"reproduce train {resolved.spec.row}")
+        mend = shlex.join(("reproduce", "train", resolved.spec.row, *resolved.spec.overrides))
+        raise RunError("nothing is trained yet", path=folder, mend=mend)
     if is_alive(folder) and not beside.apart:
         raise RunError("the run is being trained", path=folder, mend="evaluate it when it has ended, or stop it first")
     while is_alive(folder):

@@ -292,7 +292,9 @@ def _make_spec(
         recipe=recipe,
         fingerprint=recipe_fingerprint(recipe),
         resources=Resources(**content["resources"]),
-        claims=tuple(_make_claim(field, content["claims"][field], cited) for field in _own_first(composed)),
+        claims=tuple(
+            _make_claim(field, content["claims"][field], cited, recipe=recipe) for field in _own_first(composed)
+        ),
         metrics=tuple(_make_metric(name, metric, cited) for name, metric in content["metrics"].items()),
         published_log=PublishedLog(**{**content["published_log"], "local": tuple(content["published_log"]["local"])}),
         weights=tuple(_make_weights(index, file, cited) for index, file in enumerate(content["weights"])),
@@ -339,7 +341,23 @@ def _own_first(composed: Composed) -> list[str]:
     )
 
 
-def _make_claim(field: str, claim: Mapping[str, Any], cited: _Citations) -> Claim:
+def _has(recipe: Recipe, key: str) -> bool:
+    value: Any = recipe
+    for name in key.split("."):
+        if name not in getattr(value, "__dataclass_fields__", ()):
+            return False
+        value = getattr(value, name)
+    return True
+
+
+def _make_claim(field: str, claim: Mapping[str, Any], cited: _Citations, *, recipe: Recipe) -> Claim:
+    key = claim.get("recipe_key")
+    if key is not None and not _has(recipe, key):
+        place = cited.composed.place_of(f"claims.{field}.recipe_key")
+        message = f"claims.{field}.recipe_key: the recipe has no key {key}"
+        raise SpecError(
+            message, path=place.path, line=place.line, mend=f"reproduce show {cited.composed.row} lists them"
+        )
     return Claim(
         field=field,
         label=claim["label"],

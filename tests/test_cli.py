@@ -37,6 +37,19 @@ def reproduce(*arguments: str, project: Path = ROOT) -> Result:
     return result
 
 
+def test_folder_that_cannot_be_written_is_named(project: Path) -> None:
+    """Where reports/ is no folder, the command says so and exits with 2; so does a claim on a key that is none."""
+    (project / "reports").touch()
+    result = reproduce("report", "franca-L-in21k", project=project)
+    assert result.returncode == 2
+    assert f"error: {project / 'reports'}: File exists" in result.stderr
+    path = project / "experiments" / "digits.yaml"
+    path.write_text(path.read_text().replace("recipe_key: data.classes", "recipe_key: data.klasses"))
+    result = reproduce("audit", "digits", project=project)
+    assert result.returncode == 2
+    assert "digits.yaml:41: claims.dataset_classes.recipe_key: the recipe has no key data.klasses" in result.stderr
+
+
 def test_launch_is_shown_without_being_made(project: Path) -> None:
     """--dry-run prints sbatch's script for the site's nodes and tasks, on any machine, and writes nothing."""
     site = {"nodes": 2, "processes_per_node": 2, "device": "auto", "slurm": {"partition": "long", "cpus_per_task": 3}}

@@ -255,6 +255,13 @@ def test_own_site_file_overrides_the_shipped_one(project: Path) -> None:
     assert load_site("local", root=project).nodes == 1
 
 
+def test_site_file_of_comments_changes_nothing(project: Path) -> None:
+    """A site.yaml in which everything is commented out is as none."""
+    plain = load_site("local", root=project)
+    (project / "site.yaml").write_text("# local:\n#   workers: 4\n\n")
+    assert load_site("local", root=project).workers == plain.workers
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said", "mend"),
     [
@@ -267,6 +274,7 @@ def test_own_site_file_overrides_the_shipped_one(project: Path) -> None:
             "did you mean imagenet21k?",
         ),
         ("locale:\n  workers: 4\n", 1, "unknown site locale", "did you mean local?"),
+        ("evaluate: apart\n", 1, "unknown site evaluate", "write it below `local:`"),
         ("default: slrum\n", 1, "unknown site slrum", "did you mean slurm?"),
         ("local: 4\n", 1, "local is no mapping", "local.yaml"),
         ("local:\n  executor: ssh\n", 2, "'ssh' is not one of", "local"),
