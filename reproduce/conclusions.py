@@ -12,6 +12,7 @@ from reproduce.lineage import History
 
 Outcome = Literal["reproduced", "consistent", "better", "worse", "failed", "on track", "variant", "no reference"]
 
+SHORT = 0.05  # of a run: references that end so much earlier leave a part of it uncompared
 FEW = 5  # reference runs: with fewer, a band is so wide that it says little
 CERTAIN = ("L0", "L1", "L2", "L3")  # layers that a deviation of the training's own randomness does not reach
 
@@ -124,6 +125,7 @@ def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
         sentence
         for sentence in (
             *_say_references(grounds),
+            _say_reach(grounds),
             *_say_detectable(grounds),
             _say_forecast(grounds),
             _say_twin(grounds),
@@ -231,6 +233,17 @@ def _say_references(grounds: Grounds) -> list[str]:
     if count < 3:
         return [f"How far runs of this recipe lie apart: {grounds.ground} cannot show it, and it is estimated."]
     return [f"Small differences: {count} reference runs make for wide limits."] if count < FEW else []
+
+
+def _say_reach(grounds: Grounds) -> str:
+    """Where the references end before this run does, that the rest of it was held against nothing."""
+    reach = max((run.done for run in grounds.references), default=grounds.mine.done)
+    if reach > (1 - SHORT) * grounds.mine.done:
+        return ""
+    return (
+        f"What came after iteration {reach:,}: the logs that this run is compared with end there, and it did "
+        f"{grounds.mine.done:,}."
+    )
 
 
 def _say_detectable(grounds: Grounds) -> list[str]:
