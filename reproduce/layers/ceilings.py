@@ -182,7 +182,7 @@ def find_collapse(history: History, ceilings: Mapping[str, float]) -> tuple[int,
 def _check_standing(mine: History, *, references: Sequence[History]) -> Check:
     records = mine.lineage.records
     if len(records) < STANDING_LINES:
-        finding = f"{plural(len(records), 'line')} are too few to tell."
+        finding = f"There {'is' if len(records) == 1 else 'are'} {plural(len(records), 'line')}, too few to tell."
         return dataclasses.replace(STANDING, state="unknown", finding=finding, value=None)
     off = {"koleo_loss": "losses.koleo_weight", "ibot_loss": "losses.ibot_weight"}
     known = known_recipe(mine)
