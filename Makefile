@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	@reproduce report digits
 
 test: $(INSTALLED)
-	pytest -n $(JOBS) --dist loadgroup
+	pytest -n $(JOBS)
 
 lint: $(INSTALLED)
 	ruff format --check

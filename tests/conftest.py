@@ -1,6 +1,10 @@
 """Shapes in signatures are checked in tests: jaxtyping and beartype, installed before any module of `franca` loads."""
 
+import fcntl
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,8 +19,12 @@ settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers share the tests, one of them has the cluster: some tests crash its nodes."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+@pytest.fixture(autouse=True)
+def alone_on_the_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where several workers share the tests, one at a time has the cluster: some tests crash its nodes."""
+    if request.node.get_closest_marker("slurm") is None:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / "franca-slurm-tests.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # not xdist's groups: its release 3.8 does not keep them together
+        yield

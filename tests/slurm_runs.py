@@ -19,7 +19,7 @@ from reproduce.sites import Slurm
 HAS_CLUSTER = shutil.which("sbatch") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 NEEDS_CLUSTER = [
     pytest.mark.slurm,
-    pytest.mark.timeout(1200),  # clusters take their time, and the machine below may be busy
+    pytest.mark.timeout(2400),  # clusters take their time, the machine is busy, and tests wait for one another
     pytest.mark.skipif(not HAS_CLUSTER, reason="no SLURM cluster answers here (sbatch, sinfo)"),
 ]
 COMMAND = ("reproduce", "train", "digits", "--site", "slurm")
