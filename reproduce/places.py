@@ -31,7 +31,7 @@ class Document:
     lines: Mapping[str, int]
 
 
-def load_document(path: Path) -> Document:
+def load_document(path: Path, *, may_be_empty: bool = False) -> Document:
     """Read a YAML file that holds a mapping. Raises `SpecError` with the line of the first mistake."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -42,6 +42,8 @@ def load_document(path: Path) -> Document:
         raise SpecError("not UTF-8 text", path=path, line=at, mend="save the file as UTF-8") from error
     except yaml.YAMLError as error:
         raise _syntax_error(error, path=path, text=text) from error
+    if node is None and may_be_empty:
+        return Document(path, {}, {})
     if not isinstance(node, yaml.MappingNode):
         raise SpecError(
             "the file holds no mapping of keys to values", path=path, line=1, mend="write `key: value` lines"

@@ -96,20 +96,12 @@ def load_site(name: str | None = None, *, root: Path | None = None) -> Site:
     """
     root = find_root(root)
     try:
-        mine = load_document(root / "site.yaml") if _says_something(root / "site.yaml") else None
+        mine = load_document(root / "site.yaml", may_be_empty=True) if (root / "site.yaml").is_file() else None
         name = _site_name(name, mine=mine, root=root)
         shipped = load_document(root / "experiments" / "site" / f"{name}.yaml")
         return _make_site(name, shipped=shipped, mine=mine, root=root)
     except SpecError as error:
         raise SiteError(error.message, path=error.path, line=error.line, mend=error.mend) from error
-
-
-def _says_something(path: Path) -> bool:
-    """Whether a file is there and holds more than comments."""
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
 def _site_name(name: str | None, *, mine: Document | None, root: Path) -> str:
