@@ -91,6 +91,7 @@ def test_row_goes_from_cluster_to_report_though_its_client_is_killed(project: Pa
     with dvc(project, "repro", "digits") as second:
         said, _ = second.communicate(timeout=600)
         assert second.returncode == 0, said
+    assert f"already being trained by job {job.job_id}" in said
     assert [launch["job"] for launch in read_provenance(run)["launches"]] == [job.job_id]
     assert json.loads((run / "environment.json").read_text())["processes"] == 4
     assert json.loads((run / "state.json").read_text())["state"] == "finished"
