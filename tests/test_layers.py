@@ -170,12 +170,18 @@ def test_one_statistic_for_all(tmp_path: Path) -> None:
 
 
 def test_koleo_is_left_out_where_its_batch_differs() -> None:
-    """KoLeo of another batch per process is another loss: it is not compared, and that is said."""
+    """KoLeo of another batch per process is another loss, and that is said: of logs whose recipe does not say among
+    how many images it looked, or says another number."""
     mine = make_history(with_columns(simulate(50), current_batch_size=lambda values: values / 2))
-    bands = make_loss_bands(mine, references=REFERENCES, total=ITERATIONS, alpha=0.005)
-    assert bands is not None
-    assert "koleo_loss" not in bands.metrics
-    assert "koleo_loss is not compared" in bands.left_out
+    hidden = dataclasses.replace(mine, config=None)
+    other = dataclasses.replace(
+        mine, config=make_history(simulate(50, recipe=changed_recipe(losses={"koleo_images": 4}))).config
+    )
+    for run, compared in ((mine, True), (hidden, False), (other, False)):
+        bands = make_loss_bands(run, references=REFERENCES, total=ITERATIONS, alpha=0.005)
+        assert bands is not None
+        assert ("koleo_loss" in bands.metrics) is compared
+        assert ("koleo_loss is not compared" in bands.left_out) is not compared
 
 
 def test_truncated_reference_is_left_out() -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from franca.config import ConfigError, Recipe, make_config, recipe_fingerprint, to_mapping
+from franca.config import ConfigError, Recipe, koleo_group, make_config, recipe_fingerprint, to_mapping
 from reproduce.checks import Check, Evidence, plural, the_references
 from reproduce.lineage import History
 from reproduce.log_head import Head, flatten
@@ -100,6 +100,12 @@ def load_recipe(history: History) -> Recipe | None:
         return make_config(Recipe, mapping) if mapping else None
     except ConfigError:
         return None
+
+
+def koleo_images(history: History) -> int | None:
+    """Among how many images KoLeo sought neighbors, by this trainer's recipe; None of upstream's logs."""
+    recipe = load_recipe(history)
+    return None if recipe is None else koleo_group(recipe)
 
 
 def translate_dinov2(head: Head) -> dict[str, Any]:

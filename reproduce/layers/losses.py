@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from reproduce.bands import Limits, spread_band, wander_band
 from reproduce.checks import Band, Check, finite_numbers, plural, quote, the_references
 from reproduce.curves import BLOCKS_PER_OCTAVE, FIRST_BLOCK, LOSSES, Blocks, block_edges, has_exact_means, make_blocks
+from reproduce.layers.configuration import koleo_images
 from reproduce.layers.schedules import BATCH
 from reproduce.lineage import History, log_period
 
@@ -140,14 +141,17 @@ def _comparable_losses(
 ) -> tuple[tuple[str, ...], str]:
     """The losses that all runs log, finite at the end of every reference, and what is left out beyond that.
 
-    KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss.
+    KoLeo's nearest neighbors are those of one process's batch: with another batch there it is another loss, but for
+    runs of this trainer, whose recipes say among how many images it looks, however these are split.
     """
     own = {name for record in mine.lineage.records[-LOOK_BACK:] for name in record.values}
     theirs = np.array([_last_losses(run, metrics) for run in references]).reshape(len(references), len(metrics))
     sound = ~np.isnan(theirs).any(axis=0)
     found = tuple(metric for place, metric in enumerate(metrics) if sound[place] and metric in own)
-    batches = {run.lineage.records[-1].values.get(BATCH) for run in (mine, *references) if run.lineage.records}
-    if len(batches - {None}) > 1 and "koleo_loss" in found:
+    runs = [run for run in (mine, *references) if run.lineage.records]
+    batches = {run.lineage.records[-1].values.get(BATCH) for run in runs}
+    groups = set(map(koleo_images, runs)) if len(batches - {None}) > 1 else set()
+    if (len(groups) > 1 or None in groups) and "koleo_loss" in found:
         kept = tuple(metric for metric in found if metric != "koleo_loss")
         return kept, "koleo_loss is not compared: the batch per process differs, so its neighbors are others."
     return found, ""

@@ -14,7 +14,7 @@ from franca.config import Recipe
 from franca.schedules import make_schedules
 from reproduce.checks import Check, Evidence, plural, quote, the_references
 from reproduce.curves import MEDIAN_WINDOW, SCHEDULES, full_windows
-from reproduce.layers.configuration import known_recipe, load_recipe
+from reproduce.layers.configuration import known_recipe, koleo_images, load_recipe
 from reproduce.lineage import History
 from reproduce.logs import TEXT
 
@@ -128,7 +128,9 @@ def _check_against_references(mine: History, column: str, *, references: Sequenc
         finding += f" It agrees with {compared - len(broken)} of {compared} reference runs."
     excused = column == BATCH and _same_global_batch(mine, reference) and _adds_up(mine, own_value)
     if excused:
-        finding += " The global batch is the same: it is split otherwise, so KoLeo's neighbors are others."
+        finding += " The global batch is the same: it is split otherwise"
+        grouped = koleo_images(mine) is not None and koleo_images(mine) == koleo_images(reference)
+        finding += ", and KoLeo's groups are the same." if grouped else ", so KoLeo's neighbors are others."
     return dataclasses.replace(
         blank,
         state="warn" if excused or len(broken) < compared else "fail",
