@@ -23,7 +23,7 @@ from reproduce.json_text import render_json
 from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
-from reproduce.layers.data import check_data
+from reproduce.layers.data import check_data, find_replay
 from reproduce.layers.fingerprint import check_first_lines, identical_run
 from reproduce.layers.knn import KnnBand, check_knn, make_knn_band, render_knn_band
 from reproduce.layers.losses import FLOOR, POOL, LossBands, check_losses, make_loss_bands, render_bands
@@ -187,6 +187,11 @@ def _method(margins: Margins, bands: LossBands | None, knn: KnnBand | None) -> d
     numbers = {
         "alpha": margins.alpha,
         **{f"alpha_{layer}": margins.alpha * share for layer, share in SHARES.items()},
+def _problems(run: History, *, spec: Spec | None) -> list[str]:
+    replay = find_replay(run, spec=spec)
+    return [str(problem) for problem in (*run.problems, *((replay,) if replay else ()))]
+
+
         "margin_loss_relative": margins.loss_relative,
         "margin_knn_points": margins.knn_points,
         "blocks_per_octave": float(BLOCKS_PER_OCTAVE),

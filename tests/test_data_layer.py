@@ -10,9 +10,11 @@ import pytest
 from simulated_runs import RECIPE, counted_data, make_history, simulate
 from synthetic_runs import make_spec
 
+from franca.config import to_mapping
 from reproduce.conclusions import Outcome
-from reproduce.layers.data import check_data
-from reproduce.lineage import History, load_history
+from reproduce.layers.data import check_data, find_replay
+from reproduce.lineage import History, load_history, make_lineage
+from reproduce.log_head import Head
 from reproduce.verdict import judge
 
 HELD = counted_data(RECIPE)
@@ -65,3 +67,23 @@ def test_the_run_folder_holds_the_counts(tmp_path: Path) -> None:
     assert load_history(tmp_path).data is None
     environment.write_text("{")
     assert "not JSON" in str(load_history(tmp_path).problems)
+
+
+def test_data_seen_again_after_a_resume_are_told() -> None:
+    """By the run's own recipe, by the key that Franca's configuration alone has, or by the row's; once a run."""
+    records = make_records(simulate(1))
+    again = [dataclasses.replace(record, launch=1) for record in records if record.iteration >= 300]
+    resumed = dataclasses.replace(a_run(None), lineage=make_lineage([*records, *again, *again]))
+    franca, dinov2, plain = (
+        dataclasses.replace(resumed, config=None, head=Head(config))
+        for config in ({"dino": {"MRL": True}}, {"dino": {"head_nlayers": 3}}, None)
+    )
+    quirky = make_spec(recipe=changed_recipe(quirks={"data_replayed_on_resume": True}))
+    own = dataclasses.replace(resumed, config={"recipe": to_mapping(quirky.recipe)})
+    assert [find_replay(run, spec=None) is not None for run in (resumed, franca, dinov2, plain, own)] == [
+        False, True, False, False, True,
+    ]  # fmt: skip
+    assert [find_replay(run, spec=quirky) is not None for run in (resumed, dinov2, plain)] == [False, False, True]
+    assert find_replay(dataclasses.replace(own, lineage=make_lineage(records)), spec=None) is None
+    (said,) = (problem for problem in judge(own, []).problems if "first sample" in problem)
+    assert "2 resumes, the first at iteration 300" in said

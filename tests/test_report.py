@@ -26,6 +26,7 @@ from synthetic_runs import (
     make_verdict,
 )
 
+from franca.config import to_mapping
 from reproduce.figures.quantities import make_legible, typeset
 from reproduce.log_head import Head
 from reproduce.report.index import IndexEntry, IndexRun, render_index
@@ -294,6 +295,19 @@ def test_crash_loop_stays_legible() -> None:
     assert "That was some" in text
     assert "Shown are the newest 100." in text
     assert len(text) < 500_000
+
+
+def test_data_seen_again_are_told_with_the_launches() -> None:
+    """Where a recipe's data start again on a resume, the section on launches says so, and no other does."""
+    mine, references = make_runs()
+    verdict = make_verdict(mine=mine, references=references)
+    spec = make_spec()
+    quirks = dataclasses.replace(spec.recipe.quirks, data_replayed_on_resume=True)
+    quirky = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, quirks=quirks))
+    again = dataclasses.replace(mine, config={"recipe": to_mapping(quirky.recipe)})
+    said = "with the first sample on every resume"
+    assert said in render_report(verdict, mine=again, references=references, spec=spec)
+    assert said not in render_report(verdict, mine=mine, references=references, spec=spec)
 
 
 def test_worst_state_decides_a_layer() -> None:

@@ -49,6 +49,26 @@ def _stated(mine: History) -> dict[str, Any]:
     return {name: recipe[f"data.{name}"] for name in ("images", "classes") if recipe.get(f"data.{name}")}
 
 
+def find_replay(history: History, *, spec: Spec | None) -> Problem | None:
+    """The resumes after which a run saw its first samples again, by its own recipe; without one, by its row's.
+
+    Of upstream's configurations Franca's alone has the key `dino.MRL`; DINOv2 draws other samples after a resume.
+    """
+    replayed = known_recipe(history).get("quirks.data_replayed_on_resume")
+    if replayed is None and history.head.config is not None:
+        replayed = "dino.MRL" in flatten(history.head.config)
+    if replayed is None and spec is not None:
+        replayed = spec.recipe.quirks.data_replayed_on_resume
+    resumed = [launch for launch in history.lineage.launches if launch.kind == "resume"]
+    if not replayed or not resumed:
+        return None
+    message = (
+        f"the trainer starts its data again with the first sample on every resume, so it saw again what it had begun "
+        f"with: {plural(len(resumed), 'resume')}, the first at iteration {resumed[0].start:,}"
+    )
+    return Problem(str(history.log_path or history.path), resumed[0].first_line, message)
+
+
 def _miscounted(data: Mapping[str, Any], stated: Mapping[str, Any]) -> Iterator[str]:
     images, classes = stated.get("images"), stated.get("classes")
     if images and abs(data["images"] / images - 1) > TOLERANCE:

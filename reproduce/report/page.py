@@ -20,6 +20,7 @@ from reproduce.figures import plots, quantities
 from reproduce.figures.captions import has_metric
 from reproduce.figures.quantities import plural, render_value
 from reproduce.figures.svg import Scale, iteration_scale
+from reproduce.layers.data import find_replay
 from reproduce.layers.knn import primary_k
 from reproduce.lineage import History
 from reproduce.report import run_facts, sections
@@ -247,6 +248,7 @@ def _lineage(mine: History) -> dict[str, Any]:
     figure = plots.render_lineage_figure(mine.lineage, total=reach) if len(rows) > 1 else None
     return {
         "summary": run_facts.describe_lineage(mine.lineage),
+        "replay": find_replay(mine, spec=spec),
         "figure": figure,
         "rows": rows,
     }
