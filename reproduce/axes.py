@@ -12,7 +12,7 @@ from typing import Literal
 
 from reproduce.errors import LogError
 from reproduce.layers.configuration import known_recipe
-from reproduce.lineage import History, Launch, Lineage
+from reproduce.lineage import History, Launch, Lineage, log_period
 from reproduce.log_head import flatten
 from reproduce.records import Record
 
@@ -25,6 +25,8 @@ POINT = 1e-3  # of the axis: evaluations closer than that are of one point
 def over_axis(runs: Sequence[History], axis: Axis) -> list[History]:
     """The runs with cells of the axis for iterations, the first cell 0. The axis ends where the longest run does.
 
+    Over GPU-hours a run that is finished is as long as it took; k-NN is left out, for what is evaluated every so many
+    iterations is so at other hours on another machine.
     Raises `LogError` for a run whose log does not say what the axis takes, or, by iteration, for runs that count
     differently.
     """
@@ -106,6 +108,7 @@ def _resampled(run: History, places: Sequence[float], *, end: float, cells: int,
         gathered.setdefault(min(math.ceil(place / end * cells - 1e-9), cells) - 1, []).append(record)
     records = tuple(_mean_record(cell, found) for cell, found in sorted(gathered.items()) if cell >= 0)
     launch = Launch(records[0].line, records[-1].line, 0, records[-1].iteration, "start")
+    over = run.total is not None and run.total - run.done < log_period(run.lineage.records)
     knn = {}
     if axis != "gpu-hours":
         knn = {round(_place(run, done - 1, axis) / end / POINT): point for done, point in run.knn.items() if done > 0}
@@ -114,7 +117,8 @@ def _resampled(run: History, places: Sequence[float], *, end: float, cells: int,
         lineage=Lineage((launch,), records, (), run.lineage.problems),
         text=None,
         knn=knn,
-        total=cells if axis == "progress" else None,
+        total=cells if axis == "progress" else records[-1].iteration + 1 if axis == "gpu-hours" and over else None,
+        unit="cell",
     )
 
 

@@ -57,6 +57,11 @@ def _notes(mine: History, references: Sequence[History], *, columns: Sequence[st
         ]
     if axis == "gpu-hours":
         notes.append("Whether a difference is one of training or of speed: a run on faster machines is ahead by that.")
+        if any(run.knn for run in runs):
+            notes.append(
+                "k-NN: runs are evaluated every so many iterations, which are other GPU-hours elsewhere. It is "
+                "compared over iterations, progress or images."
+            )
     if tuple(columns) != LOSSES:
         notes.append(
             f"Schedules, first lines and collapse: the checks of those are for DINOv2's losses. Compared are "

@@ -50,6 +50,26 @@ class Grounds:
         return self.progress is not None and self.progress >= 1
 
     @property
+    def shorter(self) -> tuple[History, ...]:
+        """The runs that it is compared with and that end so early that they leave a part of it uncompared."""
+        runs = self.bands.runs if self.bands is not None else self.references
+        return tuple(run for run in runs if run.lineage.records and run.done < (1 - SHORT) * self.mine.done)
+
+    @property
+    def reach(self) -> int:
+        """How many of its iterations were held against all others."""
+        return min((run.done for run in self.shorter), default=self.mine.done)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it went on where others stopped, by logs that decide: k-NN may be known of its end without them.
+
+        Over an axis of cells a run may be over and shorter, because it was faster.
+        """
+        stopped = any(run.unit != "cell" or run.total != run.done for run in self.shorter)
+        return stopped and (self.knn is None or not _at_the_end(self))
+
+    @property
     def compared(self) -> bool:
         """Whether anything that the run did was held against another run or a published value."""
         own = ("schedule-", "recipe-")
@@ -65,7 +85,8 @@ def decide(grounds: Grounds) -> Outcome:
     """The outcome. A run of another recipe is a variant whatever it shows; what no randomness explains is a failure.
 
     k-NN decides, loss diagnoses: a significant k-NN difference names the outcome before a loss curve does. Equality
-    is claimed of a finished run alone, and with fewer than three reference runs only of one that repeats another.
+    is claimed of a finished run alone, and with fewer than three reference runs only of one that repeats another. A
+    finished run is on track as far as its references go, where that is not to its end.
     """
     knn = grounds.knn
     if any(check.layer == "L0" and check.state == "warn" for check in grounds.checks):
@@ -85,6 +106,8 @@ def decide(grounds: Grounds) -> Outcome:
     deciding = (knn,) if knn is not None else grounds.metrics
     if not deciding or all(result.state == "unknown" for result in deciding):
         return "no reference"
+    if grounds.ahead:
+        return "on track"
     warned = any(check.state == "warn" for check in grounds.checks)
     equal = all(result.state == "reproduced" for result in deciding) and not warned and _at_the_end(grounds)
     enough = len(grounds.references) >= 3 or (knn is not None and knn.target is not None)
@@ -140,8 +163,9 @@ def say_open_questions(grounds: Grounds) -> tuple[str, ...]:
 
 def _say_progress(grounds: Grounds) -> str:
     total = grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0)
-    share = 100 * (grounds.progress or 0)
-    return f"At {share:.3g} % ({grounds.mine.done:,}{f' of {total:,}' if total else ''} iterations)"
+    share = 100 * (grounds.progress or 0) * grounds.reach / max(grounds.mine.done, 1)
+    where = ", where the logs that it is compared with end" if grounds.shorter else ""
+    return f"At {share:.3g} % ({grounds.reach:,}{f' of {total:,}' if total else ''} iterations{where})"
 
 
 def _say_on_track(grounds: Grounds) -> str:
@@ -237,11 +261,10 @@ def _say_references(grounds: Grounds) -> list[str]:
 
 def _say_reach(grounds: Grounds) -> str:
     """Where the references end before this run does, that the rest of it was held against nothing."""
-    reach = max((run.done for run in grounds.references), default=grounds.mine.done)
-    if reach > (1 - SHORT) * grounds.mine.done:
+    if not grounds.shorter:
         return ""
     return (
-        f"What came after iteration {reach:,}: the logs that this run is compared with end there, and it did "
+        f"What came after iteration {grounds.reach:,}: the logs that this run is compared with end there, and it did "
         f"{grounds.mine.done:,}."
     )
 

@@ -14,7 +14,7 @@ from reproduce.problems import Problem, capped
 KEPT = 1 << 17  # records: 1.3 M iterations at a line in ten, some 250 MB
 MEANS = "mean_"  # our own keys: means over the iterations since the line before
 
-Unit = Literal["iteration", "epoch", "sample", "step", "evaluation"]
+Unit = Literal["iteration", "epoch", "sample", "step", "evaluation", "cell"]  # a cell is of `reproduce.axes`
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from reproduce.lineage import History, log_period
 from reproduce.spec import Margins, Spec
 
 DEFAULT_MARGINS = Margins(alpha=0.01, loss_relative=0.01, knn_points=0.5)
+REACH = "iterations_compared"
 SHARES = {"L1": 0.25, "L4": 0.5, "L5": 0.25}
 
 
@@ -51,7 +52,8 @@ class ReferenceSummary:
 class Verdict:
     """What the checks say together. `row` and `version` are None without a spec; `progress` is done / total or None.
 
-    method: the numbers the method was run with (alpha, critical values, ...), for the report's method box.
+    method: the numbers the method was run with (alpha, critical values, ...), for the report's method box; where the
+    references end early, how many iterations were compared.
     """
 
     outcome: Outcome
@@ -74,6 +76,13 @@ class Verdict:
     def to_json(self) -> str:
         """The text of `reports/<row>.json`; the same verdict gives the same bytes."""
         return render_json(dataclasses.asdict(self)) + "\n"
+
+    @property
+    def on_track_at(self) -> float | None:
+        """The share of the recipe up to which a run is on track, as far as it was compared; None of other outcomes."""
+        if self.outcome != "on track" or self.progress is None:
+            return None
+        return self.progress * self.method.get(REACH, self.done) / max(self.done, 1)
 
     @classmethod
     def from_json(cls, text: str) -> "Verdict":
@@ -120,8 +129,8 @@ def judge(
         metrics=metrics,
         bands=(*(render_bands(bands) if bands else ()), *((render_knn_band(knn),) if knn else ())),
         references=tuple(map(_summary, references)),
-        problems=tuple(str(problem) for run in (mine, *references) for problem in run.problems),
-        method=_method(margins, bands, knn),
+        problems=tuple(problem for run in (mine, *references) for problem in _problems(run, spec=spec)),
+        method=_method(margins, bands, knn) | ({REACH: float(grounds.reach)} if grounds.shorter else {}),
         exit_code=exit_code(outcome, grounds),
     )
 
@@ -178,6 +187,11 @@ def _progress(mine: History, references: Sequence[History], total: int | None) -
     return 1.0 if short < log_period(mine.lineage.records) else mine.done / of
 
 
+def _problems(run: History, *, spec: Spec | None) -> list[str]:
+    replay = find_replay(run, spec=spec)
+    return [str(problem) for problem in (*run.problems, *((replay,) if replay else ()))]
+
+
 def _summary(run: History) -> ReferenceSummary:
     return ReferenceSummary(run.name, str(run.path), run.seed, run.done, len(run.lineage.launches))
 
@@ -187,11 +201,6 @@ def _method(margins: Margins, bands: LossBands | None, knn: KnnBand | None) -> d
     numbers = {
         "alpha": margins.alpha,
         **{f"alpha_{layer}": margins.alpha * share for layer, share in SHARES.items()},
-def _problems(run: History, *, spec: Spec | None) -> list[str]:
-    replay = find_replay(run, spec=spec)
-    return [str(problem) for problem in (*run.problems, *((replay,) if replay else ()))]
-
-
         "margin_loss_relative": margins.loss_relative,
         "margin_knn_points": margins.knn_points,
         "blocks_per_octave": float(BLOCKS_PER_OCTAVE),

@@ -174,6 +174,20 @@ def test_runs_that_log_otherwise_meet_on_an_axis(axis: str) -> None:
         assert one.knn == other.knn
 
 
+@pytest.mark.parametrize("seconds", [0.8, 1.3])
+def test_finished_run_stays_finished_over_gpu_hours(seconds: float) -> None:
+    """However fast the reference was, neither run goes on; that k-NN is not compared is said."""
+    runs = []
+    for seed, time in ((1, 1.0), (2, seconds)):
+        run = make_history(simulate(seed))
+        records = [dataclasses.replace(r, values={**r.values, "iter_time": time}) for r in run.lineage.records]
+        runs.append(dataclasses.replace(run, lineage=make_lineage(records)))
+    verdict = compare_runs(runs[0], runs[1:], axis="gpu-hours").verdict
+    assert verdict.outcome in ("consistent", "failed")
+    assert verdict.progress == 1.0
+    assert any(note.startswith("k-NN: runs are evaluated every so many") for note in verdict.cannot_conclude)
+
+
 def test_axis_that_a_log_does_not_tell_is_refused() -> None:
     """Without a length there is no progress, without a batch there are no images, without times no GPU-hours."""
     hidden = [make_history(simulate(seed), hidden=True) for seed in (1, 2)]

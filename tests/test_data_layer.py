@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from simulated_runs import RECIPE, counted_data, make_history, simulate
+from simulated_runs import RECIPE, changed_recipe, counted_data, make_history, make_records, simulate
 from synthetic_runs import make_spec
 
 from franca.config import to_mapping

@@ -123,9 +123,10 @@ def test_badge_is_an_image_that_says_its_word(outcome: Any) -> None:
     mine, references = make_runs()
     verdict = None if outcome == "not run" else make_verdict(mine=mine, references=references, outcome=outcome)
     root = ElementTree.fromstring(render_badge(verdict, name="a<b>&@1"))
-    assert root.get("aria-label") == f"a<b>&@1: {outcome}"
+    said = f"{outcome} at 100 %" if outcome == "on track" else outcome
+    assert root.get("aria-label") == f"a<b>&@1: {said}"
     words = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert words == ["a<b>&@1", outcome]
+    assert words == ["a<b>&@1", said]
     ends = [
         float(text.get("x", 0)) + float(text.get("textLength", 0)) for text in root.iter() if text.get("textLength")
     ]

@@ -1,12 +1,17 @@
-"""L0, the images that a run counted when it opened its training set: against its recipe and the reference runs."""
+"""L0, the images that a run counted when it opened its training set: against its recipe and the reference runs.
+
+And those that it saw again: upstream's trainer starts its data anew with every process.
+"""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reproduce.checks import Check, Evidence, the_references
+from reproduce.checks import Check, Evidence, plural, the_references
 from reproduce.layers.configuration import known_recipe
 from reproduce.lineage import History
+from reproduce.log_head import flatten
+from reproduce.problems import Problem
 from reproduce.spec import Spec
 
 TOLERANCE = 1e-3  # relative: lists of the web's images are never downloaded to the last one
@@ -44,11 +49,6 @@ def check_data(mine: History, *, references: Sequence[History], spec: Spec | Non
     return (dataclasses.replace(known, finding=f"{images}{whose}.", evidence=evidence),)
 
 
-def _stated(mine: History) -> dict[str, Any]:
-    recipe = known_recipe(mine)
-    return {name: recipe[f"data.{name}"] for name in ("images", "classes") if recipe.get(f"data.{name}")}
-
-
 def find_replay(history: History, *, spec: Spec | None) -> Problem | None:
     """The resumes after which a run saw its first samples again, by its own recipe; without one, by its row's.
 
@@ -67,6 +67,11 @@ def find_replay(history: History, *, spec: Spec | None) -> Problem | None:
         f"with: {plural(len(resumed), 'resume')}, the first at iteration {resumed[0].start:,}"
     )
     return Problem(str(history.log_path or history.path), resumed[0].first_line, message)
+
+
+def _stated(mine: History) -> dict[str, Any]:
+    recipe = known_recipe(mine)
+    return {name: recipe[f"data.{name}"] for name in ("images", "classes") if recipe.get(f"data.{name}")}
 
 
 def _miscounted(data: Mapping[str, Any], stated: Mapping[str, Any]) -> Iterator[str]:

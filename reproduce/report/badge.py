@@ -28,6 +28,8 @@ def render_badge(verdict: Verdict | None, *, name: str) -> str:
     """The badge of `name` (such as `row@version`); without a verdict it says that the row was not run."""
     tone, word = OUTCOMES["not run" if verdict is None else verdict.outcome]
     word = word.lower()
+    if verdict is not None and verdict.on_track_at is not None:
+        word += f" at {100 * verdict.on_track_at:.3g} %"
     left, right = round(len(name) * LETTER_PX) + 14, round(len(word) * LETTER_PX) + 32
     stroke = f'fill="none" stroke="{COLORS[tone]}" stroke-width="1.6" stroke-linecap="round"'
     light = 'fill="none" stroke="#fff" stroke-width="1.5" stroke-linecap="round"'

@@ -136,7 +136,8 @@ def _make_line(run: IndexRun | None, spec: Spec, *, report: str | None) -> RunLi
         outcome = Cell("absent", "Not judged", run.said)
     else:
         outcome = Cell(*OUTCOMES[verdict.outcome], verdict.sentence)
-    done = verdict.progress if verdict is not None else None
+    at = verdict.on_track_at if verdict is not None else None
+    done = verdict.progress if verdict is not None and at is None else at
     progress = f"{100 * done:.1f} % of the run" if done is not None and done < 1 else ""
     if run is not None and verdict is None:
         progress = run.said

@@ -176,7 +176,7 @@ def _judged(
         "losses_legend": _legend([figure.upper for figure in losses]),
         "schedules": _schedule_figures(verdict, mine=mine, references=references, reach=reach),
         **_knn(verdict, mine=mine, references=references, spec=spec, evaluation=evaluation, reach=reach),
-        "lineage": _lineage(mine),
+        "lineage": _lineage(mine, spec=spec),
         "speed": _speed(mine, references=references),
         "problems": (*verdict.problems, *(provenance.problems if provenance else ())),
         "verdict_json": embed_json(verdict.to_json()),
@@ -242,7 +242,7 @@ def _knn(
     return {"knn": figure, "knn_rows": rows, "knn_done": max(mine.knn), "knn_legend": _legend([figure.upper])}
 
 
-def _lineage(mine: History) -> dict[str, Any]:
+def _lineage(mine: History, *, spec: Spec | None) -> dict[str, Any]:
     reach = max((launch.end + 1 for launch in mine.lineage.launches), default=0)
     rows = run_facts.make_launch_rows(mine.lineage)
     figure = plots.render_lineage_figure(mine.lineage, total=reach) if len(rows) > 1 else None

@@ -53,6 +53,7 @@ METHOD_TERMS = {
     "references_losses": "Reference runs, losses",
     "critical_knn": "Limit of |z|, k-NN",
     "references_knn": "Reference runs, k-NN",
+    "iterations_compared": "Iterations compared, where the references end",
 }
 LOSS_STATES = METRIC_STATES | {"better": ("fail", "lower"), "worse": ("fail", "higher")}  # a lower loss is not better
 LAYERS = {
