@@ -5,6 +5,7 @@ start is written down beside the job, with how far the run's checkpoints had com
 again without coming further ends itself.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -63,13 +64,16 @@ class Command:
 
         job = submitit.JobEnvironment()
         folder, first = job.paths.folder, job.global_rank == 0
+        here = first and job.cluster == "local"
+        if here:  # its child inherits the lock: what outlives a killed controller is seen all the same
+            fcntl.flock(sys.stderr, fcntl.LOCK_EX)
         if first:
             exit_file(folder, job.job_id).unlink(missing_ok=True)
             self._write_start(folder, job.job_id)
         _export_ranks(tasks=job.num_tasks)
         if self.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
-        code = _run_child(self.arguments)
+        code = _run_child(self.arguments, pid=pid_file(folder, job.job_id) if here else None)
         if first:
             write_whole(exit_file(folder, job.job_id), f"{code}\n")
         if job.num_tasks > 1 and code not in (0, MISTAKE, INTERRUPTED):
@@ -117,6 +121,11 @@ def exit_file(folder: Path, job_id: str) -> Path:
     return folder / f"{job_id}_exit_code"
 
 
+def pid_file(folder: Path, job_id: str) -> Path:
+    """Where a job of this machine notes the process id of its newest start's command."""
+    return folder / f"{job_id}_pid"
+
+
 def load_starts(folder: Path, job_id: str) -> tuple[Start, ...]:
     """All starts of a job, oldest first; a torn last line is left out."""
     path = starts_file(folder, job_id)
@@ -146,8 +155,11 @@ def waiting_teachers(run: Path) -> tuple[int, ...]:
     return tuple(done for done, place in sorted(places.items()) if not (run / "eval" / place / KNN).is_file())
 
 
-def _run_child(arguments: Sequence[str]) -> int:
-    """Run a command to its end and return its exit code; signals go on to it, SIGUSR2 requeues the job."""
+def _run_child(arguments: Sequence[str], *, pid: Path | None) -> int:
+    """Run a command to its end and return its exit code; signals go on to it, SIGUSR2 requeues the job.
+
+    pid: where its process id is noted.
+    """
     requeue = signal.getsignal(signal.SIGUSR2)
     received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -160,6 +172,8 @@ def _run_child(arguments: Sequence[str]) -> int:
     for number in FORWARDED:
         signal.signal(number, forward)
     process = subprocess.Popen(arguments)
+    if pid is not None:
+        write_whole(pid, f"{process.pid}\n")
     if received:
         process.send_signal(received[-1])
     code = process.wait()

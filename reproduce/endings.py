@@ -46,7 +46,7 @@ def left_on_signal(folder: Path, *, command: Sequence[str]) -> Iterator[None]:
 
     def leave(number: int, _frame: FrameType | None) -> None:
         job = newest_job(folder)
-        left = f"job {job.job_id} goes on without it" if job and job.is_running() else "nothing runs of this run"
+        left = f"{job.title} goes on without it" if job and job.is_running() else "nothing runs of this run"
         stop = f"; save and stop it with: {job.stop_command}" if job and job.is_running() else ""
         raise LeftRunError(
             f"this command was ended by {signal.Signals(number).name}: {left}",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reproduce.attempts import Command, Start, exit_file, load_starts
+from reproduce.attempts import Command, Start, exit_file, load_starts, pid_file
 from reproduce.errors import RunError, SiteError
 from reproduce.files import is_locked, read_tail, write_whole
 from reproduce.snapshot import snapshot_environment
@@ -51,13 +51,16 @@ class Job:
     folder: Path
 
     def is_running(self) -> bool:
-        """True while it waits or runs. A cluster that does not answer leaves it as it was: running."""
+        """True while it waits or runs. A cluster that does not answer leaves it as it was: running.
+
+        On this machine also while its command lives on, where everything around that was killed.
+        """
         if self.executor == "slurm":
             answer = subprocess.run(
                 ["squeue", "--noheader", "--format=%T", f"--jobs={self.job_id}"], capture_output=True, text=True
             )
             return bool(answer.stdout.strip()) if answer.returncode == 0 else "Invalid job id" not in answer.stderr
-        return is_locked(self.folder / CONTROLLER_LOG)
+        return is_locked(self.folder / CONTROLLER_LOG) or is_locked(self.stderr)
 
     def stop(self) -> None:
         """Ask the command to save its work and end; it returns at once. Does nothing where the job has ended."""
@@ -67,12 +70,25 @@ class Job:
             subprocess.run(["scancel", "--quiet", "--state=PENDING", self.job_id], check=False)
             subprocess.run(["scancel", "--quiet", "--signal=TERM", self.job_id], check=False)
         else:  # the controller hands it to the task, the task to the command
-            os.kill(int(self.job_id), signal.SIGTERM)
+            os.kill(int(self.process), signal.SIGTERM)
+
+    @property
+    def process(self) -> str:
+        """The id of the process of this machine that is told to stop: the controller, or the command that is left."""
+        command = pid_file(self.folder, self.job_id)
+        left = command.is_file() and not is_locked(self.folder / CONTROLLER_LOG)
+        return command.read_text().strip() if left else self.job_id
+
+    @property
+    def title(self) -> str:
+        """`job 17`, or what is left of it."""
+        left = self.executor == "local" and self.process != self.job_id
+        return f"process {self.process} (all that is left of job {self.job_id})" if left else f"job {self.job_id}"
 
     @property
     def stop_command(self) -> str:
         """What a person types to stop it."""
-        return f"scancel --signal=TERM {self.job_id}" if self.executor == "slurm" else f"kill -TERM {self.job_id}"
+        return f"scancel --signal=TERM {self.job_id}" if self.executor == "slurm" else f"kill -TERM {self.process}"
 
     def exit_code(self) -> int | None:
         """The command's exit code (that of rank 0), or None where the job was cut off before it could tell."""

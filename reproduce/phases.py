@@ -196,9 +196,7 @@ def _start_or_take_up(resolved: Resolved, *, folder: Path, screen: Screen) -> tu
             job = newest_job(folder)
             if job is not None and not job.is_running() and job.exit_code() is not None:
                 job = None
-            screen.say(
-                f"{short_path(folder)}: already being trained{f' by job {job.job_id}' if job else ''}, following it"
-            )
+            screen.say(f"{short_path(folder)}: already being trained{f' by {job.title}' if job else ''}, following it")
             return job, False
         job = submit(
             trainer(resolved),

@@ -148,7 +148,7 @@ def _find_state(folder: Path, *, job: Job | None, last: str, queue: Queue) -> tu
         if job.job_id in queue.jobs:
             state, reason = queue.jobs[job.job_id]
             return WAITING.get(state, "running"), True, reason if state in WAITING and reason != "None" else None
-    elif is_locked(folder / "train.lock") or (job is not None and job.executor == "local" and job.is_running()):
+    if is_locked(folder / "train.lock") or (job is not None and job.executor == "local" and job.is_running()):
         return "running", True, None
     if last not in ("running", "new", "failed") or job is None:
         return last, True, None

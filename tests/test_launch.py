@@ -115,13 +115,19 @@ def test_preempted_job_is_started_again(tmp_path: Path) -> None:
     assert job.exit_code() == 0
 
 
-def test_killed_job_has_no_exit_code(tmp_path: Path) -> None:
-    """A job whose task is killed outright ends without an exit code instead of being waited for."""
+def test_what_outlives_a_killed_job_is_seen_and_stopped(tmp_path: Path) -> None:
+    """While a command lives on whose task was killed, its job runs and can be stopped; it leaves no exit code."""
     parent = tmp_path / "parent"
-    script = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getppid())); time.sleep(3)"
+    script = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getppid()} {os.getpid()}'); time.sleep(60)"
     job = start(script, str(parent), folder=tmp_path / "jobs")
     wait_for(lambda: parent.exists() and parent.read_text() != "")
-    os.kill(int(parent.read_text()), signal.SIGKILL)
+    task, command = parent.read_text().split()
+    assert job.title == f"job {job.job_id}"
+    os.kill(int(task), signal.SIGKILL)
+    wait_for(lambda: job.process == command)
+    assert job.is_running()
+    assert command in job.title
+    job.stop()
     wait_for_end(job)
     assert job.exit_code() is None
 
