@@ -1,5 +1,6 @@
 """A run that is being trained in, where it stands out: from the ends of its files, however long they have become."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +31,20 @@ class Progress:
 
 
 def read_progress(folder: Path, *, target: int) -> Progress:
-    """Where the run stands on its way to `target` iterations. What is not there yet is None or empty."""
+    """Where the run stands on its way to `target` iterations; one that went further is read as it stood there.
+
+    What is not there yet is None or empty.
+    """
     from reproduce.logs import parse_json_lines
 
     state = read_state(folder)
     log = folder / "training_metrics.json"
-    lines = read_tail(log, size=TAIL_BYTES).splitlines() if log.is_file() else []
-    records, _ = parse_json_lines(lines, path=str(log))
+    beyond = state is not None and state.iteration > target
+    size = log.stat().st_size if beyond and log.is_file() else TAIL_BYTES
+    lines = read_tail(log, size=size).splitlines() if log.is_file() else []
+    records = [record for record in parse_json_lines(lines, path=str(log))[0] if record.iteration < target]
     values = records[-1].values if records else {}
-    done = max(state.iteration if state else 0, records[-1].iteration + 1 if records else 0)
+    done = min(target, max(state.iteration if state else 0, records[-1].iteration + 1 if records else 0))
     iter_time = values.get("iter_time")
     return Progress(
         done=done,
@@ -46,7 +52,7 @@ def read_progress(folder: Path, *, target: int) -> Progress:
         losses={short: values[name] for name, short in LOSSES.items() if name in values},
         images_per_second=values.get("images_per_second"),
         seconds_left=None if iter_time is None else max(0, target - done) * iter_time,
-        knn=_read_knn(folder),
+        knn=_read_knn(folder, target=target),
     )
 
 
@@ -74,19 +80,19 @@ def render_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def newest_evaluation(folder: Path) -> int | None:
-    """Iterations done at the newest evaluation inside the run; `eval/training_599` is that after 600."""
+def newest_evaluation(folder: Path, *, target: float = math.inf) -> int | None:
+    """Iterations done at the newest evaluation inside the run, to `target`; `eval/training_599` is that after 600."""
     names = [
         path.parent.name.removeprefix("training_") for path in folder.glob("eval/training_*/results_eval_knn.json")
     ]
-    return max((int(name) + 1 for name in names if name.isdigit()), default=None)
+    return max((int(name) + 1 for name in names if name.isdigit() and int(name) < target), default=None)
 
 
-def _read_knn(folder: Path) -> tuple[int, int, float] | None:
-    """The newest k-NN evaluation inside the run, at its smallest k."""
+def _read_knn(folder: Path, *, target: int) -> tuple[int, int, float] | None:
+    """The newest k-NN evaluation inside the run, at most at `target`, at its smallest k."""
     from reproduce.logs import parse_knn
 
-    done = newest_evaluation(folder)
+    done = newest_evaluation(folder, target=target)
     if done is None:
         return None
     accuracies, _ = parse_knn(folder / "eval" / f"training_{done - 1}" / "results_eval_knn.json")

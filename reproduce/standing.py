@@ -6,6 +6,7 @@ said, marked so.
 
 import getpass
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from reproduce.terminal import render_table
 
 QUEUE_S = 20.0  # after which a controller counts as away
 LINE_BYTES = 4096
+UNTIL = re.compile(r"^  until_iteration: (\d+)$", re.MULTILINE)
 WAITING = {"PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "requeued", "SUSPENDED": "suspended"}
 
 
@@ -120,7 +122,8 @@ def _make_standing(folder: Path, *, job: Job | None, queue: Queue, root: Path) -
     done, of = (last.iteration, last.of) if last else (0, 0)
     line = _newest_line(folder)
     evaluator, unevaluated = _find_evaluation(folder, queue=queue)
-    row = folder.parent.name.partition("@")[0]
+    row, at_it = folder.parent.name.partition("@")[0], state == "running"
+    until = _until_iteration(folder) if at_it else 0
     return Standing(
         row=row,
         run=folder.name,
@@ -130,7 +133,7 @@ def _make_standing(folder: Path, *, job: Job | None, queue: Queue, root: Path) -
         iteration=done,
         of=of,
         images_per_second=line.get("images_per_second"),
-        seconds_left=(of - done) * line["iter_time"] if "iter_time" in line and state == "running" else None,
+        seconds_left=max(0, (until or of) - done) * line["iter_time"] if "iter_time" in line and at_it else None,
         checked=_read_verdict(root / "reports", row=row, run=folder.name),
         restarts=max(0, len(job.starts()) - 1) if job else 0,
         reason=reason,
@@ -167,6 +170,12 @@ def _find_evaluation(folder: Path, *, queue: Queue) -> tuple[str | None, int]:
     known = queue.problem is None
     alive = (job.job_id in queue.jobs or not known) if job.executor == "slurm" else job.is_running()
     return job.job_id if alive else None, len(waiting_teachers(folder))
+
+
+def _until_iteration(folder: Path) -> int:
+    """Where the run's newest launch stops, 0 for the recipe's end; its config.yaml is not composed for one number."""
+    found = UNTIL.search((folder / "config.yaml").read_text())
+    return int(found[1]) if found else 0
 
 
 def _newest_line(folder: Path) -> dict[str, Any]:

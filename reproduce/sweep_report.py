@@ -1,5 +1,6 @@
 """The members of a sweep in, `reports/sweeps/NAME.html` out: where each stands now, whatever of it is missing."""
 
+import dataclasses
 import hashlib
 import re
 import shlex
@@ -16,19 +17,17 @@ from reproduce.sweeps import Member, changed_values, target_of, varied_keys
 NAME_LENGTH = 100
 
 
-def write_sweep_report(members: Sequence[Member], *, words: Sequence[str]) -> Path:
-    """Write the page of a sweep that `words` (rows and lists of changes) name; returns its path.
+def write_sweep_report(members: Sequence[Member], *, words: Sequence[str], command: Sequence[str]) -> Path:
+    """Write the page of a sweep that `words` (rows, lists of changes, where it stops) name; returns its path.
 
+    Runs that went further than the sweep are shown as they stood where it stops. `command` asks for the page again.
     Raises `LogError` where a run's log is of another kind than a trainer's.
     """
     keys = varied_keys(members)
     path = members[0].resolved.spec.root / "reports" / "sweeps" / f"{_name(words)}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     runs = [_make_run(member, keys) for member in members]
-    text = render_sweep_page(
-        " ".join(words), runs, keys=keys, command=shlex.join(("reproduce", "sweep", *words, "--report"))
-    )
-    write_whole(path, text)
+    write_whole(path, render_sweep_page(" ".join(words), runs, keys=keys, command=shlex.join(command)))
     return path
 
 
@@ -47,7 +46,7 @@ def _make_run(member: Member, keys: Sequence[str]) -> SweepRun:
         knn=f"{progress.knn[2]:.2f} %" if progress and progress.knn else "",
         hours=_hours(member, done=progress.done if progress else 0),
         report=f"../{report.name}" if report.is_file() else None,
-        history=_load_log(resolved.folder),
+        history=_load_log(resolved.folder, target=target),
     )
 
 
@@ -60,8 +59,15 @@ def _hours(member: Member, *, done: int) -> str:
     return f"{done * config.recipe.global_batch / speed * config.execution.processes / 3600:,.1f}"
 
 
-def _load_log(folder: Path) -> History | None:
-    return load_history(folder) if (folder / "training_metrics.json").is_file() else None
+def _load_log(folder: Path, *, target: int) -> History | None:
+    """A run's history as far as its first `target` iterations."""
+    if not (folder / "training_metrics.json").is_file():
+        return None
+    history = load_history(folder)
+    lineage = history.lineage
+    records = tuple(record for record in lineage.records if record.iteration < target)
+    knn = {done: point for done, point in history.knn.items() if done <= target}
+    return dataclasses.replace(history, lineage=dataclasses.replace(lineage, records=records), knn=knn, total=target)
 
 
 def _name(words: Sequence[str]) -> str:

@@ -35,7 +35,8 @@ def sweep_rows(
     members = make_sweep(rows, changes or (), site=load_site(site), until=until)
     typer.echo(render_sweep(members, width=width()))
     if report:
-        typer.echo(short_path(write_sweep_report(members, words=(rows, *(changes or ())))))
+        words = (rows, *(changes or ()), *(("--until", until) if until else ()))
+        typer.echo(short_path(write_sweep_report(members, words=words, command=command_line())))
         return
     if not any(member.is_missing for member in members):
         return

@@ -106,13 +106,13 @@ def check_cost(members: Sequence[Member], *, max_gpu_hours: float | None) -> Non
     unknown = [m for m in missing if m.gpu_hours is None and m.resolved.config.execution.device == "cuda"]
     if unknown:
         raise ReproduceError(
-            f"the GPU-hours of {len(unknown)} runs are not known, {unknown[0].resolved.spec.name} first",
+            f"the GPU-hours of {_count(unknown)} are not known, {unknown[0].resolved.spec.name} first",
             mend="leave --max-gpu-hours out",
         )
     total = sum(member.gpu_hours or 0.0 for member in missing)
     if total > max_gpu_hours:
         raise ReproduceError(
-            f"{len(missing)} runs would take about {total:,.0f} GPU-hours, more than {max_gpu_hours:,.0f}",
+            f"{_count(missing)} would take about {total:,.0f} GPU-hours, more than {max_gpu_hours:,.0f}",
             mend="sweep over less, stop earlier with --until, or allow more",
         )
 
@@ -125,7 +125,7 @@ def render_sweep(members: Sequence[Member], *, width: int) -> str:
     missing = [member for member in members if member.is_missing]
     hours = sum(member.gpu_hours or 0.0 for member in missing)
     disk = sum(member.disk_bytes for member in missing) / 1e9
-    total = f"{len(members)} runs, {len(missing)} to submit"
+    total = f"{_count(members)}, {len(missing)} to submit"
     return f"{table}\n{total}" + (f": about {hours:,.0f} GPU-hours, {disk:,.1f} GB of checkpoints" if missing else "")
 
 
@@ -191,6 +191,10 @@ def changed_values(member: Member) -> dict[str, str]:
 def target_of(resolved: Resolved) -> int:
     """How many iterations a run is to come to."""
     return resolved.config.execution.until_iteration or resolved.config.recipe.iterations
+
+
+def _count(members: Sequence[Member]) -> str:
+    return f"{len(members)} run{'' if len(members) == 1 else 's'}"
 
 
 def _cells(member: Member, varied: Sequence[str]) -> tuple[str, ...]:

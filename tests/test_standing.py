@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipes import make_recipe, make_train_config
 
+from franca.config import dump_config
 from reproduce.attempts import exit_file, starts_file
 from reproduce.standing import Standing, load_standings, render_standings
 
@@ -78,6 +80,14 @@ def test_runs_stand_as_queue_and_folders_say(tmp_path: Path, queue: MakeQueue) -
     assert (found["running"].iteration, found["running"].of) == (40, 600)
     assert (found["running"].images_per_second, found["running"].seconds_left) == (8.0, 280.0)
     assert found["finished"].seconds_left is None
+
+
+def test_time_left_is_that_of_the_launch(tmp_path: Path, queue: MakeQueue) -> None:
+    """A run that was launched to stop early is told the time to there, not to the recipe's end."""
+    queue("echo '3|RUNNING|None'")
+    folder = make_run(tmp_path, "main", state="running", job="3")
+    (folder / "config.yaml").write_text(dump_config(make_train_config(make_recipe(), until_iteration=100)))
+    assert stand(tmp_path)["main"].seconds_left == (100 - 40) * 0.5
 
 
 def test_requeued_run_is_not_lost(tmp_path: Path, queue: MakeQueue) -> None:

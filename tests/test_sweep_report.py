@@ -13,7 +13,7 @@ from simulated_runs import simulate, write_run
 from reproduce.report.sweep import SweepRun, render_sweep_page
 from reproduce.resolve import load_site
 from reproduce.sweep_report import write_sweep_report
-from reproduce.sweeps import make_sweep
+from reproduce.sweeps import make_sweep, render_sweep
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("digits", "optim.base_lr=1e-3,2e-3", "seed=1,2")
@@ -39,7 +39,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_page_holds_every_run_by_what_differs(project: Path) -> None:
     """Each run is a line with its values, its verdict and a link to its report; those with a log are drawn."""
     site = load_site("local", root=project)
-    path = write_sweep_report(make_sweep(WORDS[0], WORDS[1:], site=site, until=None), words=WORDS)
+    members = make_sweep(WORDS[0], WORDS[1:], site=site, until=None)
+    path = write_sweep_report(members, words=WORDS, command=["reproduce", "sweep"])
     assert path.parent == project / "reports/sweeps"
     text = path.read_text()
     lines = text.partition("</tbody>")[0].split('<tr><th scope="row">')[1:]
@@ -53,6 +54,25 @@ def test_page_holds_every_run_by_what_differs(project: Path) -> None:
     assert "not submitted" in lines[3]
     assert text.count("<title>digits optim.base_lr=0.001, seed=2</title>") == 2  # the loss and k-NN
     assert "0.002" not in text[text.index("<h2>Curves") :].partition("<h2>To ask again")[0]
+
+
+def test_runs_that_went_further_are_shown_where_the_sweep_stops(project: Path) -> None:
+    """Runs of unequal length are held side by side: losses, k-NN and curves end where the sweep does."""
+    site = load_site("local", root=project)
+    members = make_sweep(WORDS[0], WORDS[1:], site=site, until="250")
+    text = write_sweep_report(members, words=WORDS, command=["reproduce", "sweep", "--until", "250"]).read_text()
+    folder = members[0].resolved.folder
+    knn = json.loads((folder / "eval/training_199/results_eval_knn.json").read_text())["('full', 10) Top 1"]
+    losses = [json.loads(line)["total_loss"] for line in (folder / "training_metrics.json").read_text().splitlines()]
+    assert "250 / 250" in text
+    assert f"{knn:.2f} %" in text
+    assert f"{losses[24]:.4g}" in text
+    assert "500" not in text.partition("<h2>Curves")[2]
+    assert "reproduce sweep --until 250" in text
+    early = make_sweep(WORDS[0], WORDS[1:], site=site, until="50")
+    text = write_sweep_report(early, words=WORDS, command=()).read_text()
+    assert "k-NN top-1 of the teacher" not in text
+    assert render_sweep(early[:1], width=200).endswith("1 run, 0 to submit")
 
 
 def test_page_is_whole_and_safe() -> None:

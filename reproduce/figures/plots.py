@@ -190,6 +190,9 @@ def render_overlay(title: str, curves: Sequence[tuple[str, Floats, Floats]], *, 
     for number, (label, curve) in enumerate(drawn):
         line = svg.render_line(panel, curve.share, curve.mean, kind=f"hue-{number % HUES}")
         panel.stretched.append(f"<g><title>{escape(label)}</title>{line}</g>")
+        if len(curve.share) == 1:
+            done, value = (float(column[-1]) for column in curves[number][1:])
+            panel.fixed.append(_dot(panel, done, value, kind=f"hue-{number % HUES}", label=label))
     _draw_values(panel, count=5, unit=unit)
     _draw_iterations(panel)
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))

@@ -71,7 +71,9 @@ def _make_figures(runs: Sequence[SweepRun], *, keys: Sequence[str]) -> tuple[Fig
     span = iteration_scale(max(history.total or history.done for _, history in drawn))
     losses = [(label, *series(history.lineage.records, TOTAL)) for label, history in drawn]
     figures = [render_overlay("Total loss", losses, span=span)]
-    nearest = [min((k for point in history.knn.values() for k in point), default=None) for _, history in drawn]
+    nearest = [  # the untrained network has no place on an axis in log time
+        min((k for done, point in history.knn.items() if done for k in point), default=None) for _, history in drawn
+    ]
     if any(k is not None for k in nearest):
         points = [
             (label, *as_columns(knn_points(history.knn, k) if k else []))
