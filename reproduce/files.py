@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,17 @@ def held(path: Path) -> Iterator[None]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be written in, or not be made; None where it can. Nothing is left there."""
+    try:
+        if not folder.exists():
+            return unwritable(folder.parent)
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError as error:
+        return error.strerror
+    return None
 
 
 def short_path(path: Path) -> str:

@@ -6,6 +6,7 @@ terminal's Ctrl-C and hang-up.
 """
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -322,13 +323,15 @@ def _make_executor(folder: Path, *, cluster: Executor, parameters: Mapping[str, 
 
 @contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
-    """A cluster's refusal as the site's mistake."""
+    """A cluster's refusal as the site's mistake, in the words of sbatch, which submitit would print as well."""
     from submitit.core.utils import FailedJobError
 
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     except FailedJobError as error:
-        raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder) from error
+        mend = "what it objects to is below slurm: in site.yaml; where no cluster answers (`sinfo`), use --site local"
+        raise SiteError(f"the cluster refused the job: {str(error).strip()}", path=folder, mend=mend) from error
 
 
 def next_job_folder(folder: Path, *, ahead: int = 0) -> Path:

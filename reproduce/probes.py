@@ -53,7 +53,9 @@ def check_site(site: Site, *, wait_s: float) -> tuple[Trial, ...]:
         reason = _await(job, folder=folder, processes=nodes * tasks, wait_s=wait_s)
     finally:
         job.stop()
-    return tuple(judge_probe(load_findings(folder), processes=nodes * tasks, said=reason or job.last_words()))
+    unset = [name for name, folder in site.data_roots.items() if not folder]
+    said = reason or job.last_words()
+    return tuple(judge_probe(load_findings(folder), processes=nodes * tasks, said=said, unset=unset))
 
 
 def load_findings(folder: Path) -> tuple[dict[str, Any], ...]:
@@ -62,8 +64,13 @@ def load_findings(folder: Path) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(found, key=lambda finding: int(finding["rank"])))
 
 
-def judge_probe(findings: Sequence[dict[str, Any]], *, processes: int, said: str) -> Iterator[Trial]:
-    """What the findings of a probe mean. `said`: the job's last words, for where it found nothing."""
+def judge_probe(
+    findings: Sequence[dict[str, Any]], *, processes: int, said: str, unset: Sequence[str] = ()
+) -> Iterator[Trial]:
+    """What the findings of a probe mean. `said`: the job's last words, for where it found nothing.
+
+    unset: the data sets of which the site does not say where they lie.
+    """
     if not findings:
         mend = "see that slurm.setup and this folder's Python environment are there on the nodes"
         yield Trial("fail", "start", said or "no process started", mend)
@@ -72,11 +79,7 @@ def judge_probe(findings: Sequence[dict[str, Any]], *, processes: int, said: str
     yield Trial("pass", "start", f"{len(findings)} of {processes} processes on {', '.join(hosts)}")
     yield _judge_meeting(findings, processes=processes)
     yield _judge_environment(findings)
-    absent = sorted({f"{folder} on {finding['host']}" for finding in findings for folder in finding["absent_data"]})
-    mend = "mend data_roots in site.yaml, or mount them there"
-    yield Trial(
-        "fail" if absent else "pass", "data", "not there: " + ", ".join(absent) if absent else "all there", mend
-    )
+    yield _judge_data(findings, unset=unset)
     slowest = min(findings, key=lambda finding: float(finding["write_mb_s"]))
     text = f"{slowest['write_mb_s']:,.0f} MB/s at the slowest ({slowest['host']})"
     slow: Outcome = "warn" if slowest["write_mb_s"] < SLOW_MB_S else "pass"
@@ -112,6 +115,16 @@ def _judge_meeting(findings: Sequence[dict[str, Any]], *, processes: int) -> Tri
         return Trial("fail", "rendezvous", text, mend)
     longest = max(float(finding["meeting_s"]) for finding in findings)
     return Trial("pass", "rendezvous", f"{processes} processes added up their ones within {longest:.1f} s")
+
+
+def _judge_data(findings: Sequence[dict[str, Any]], *, unset: Sequence[str]) -> Trial:
+    absent = sorted({f"{folder} on {finding['host']}" for finding in findings for folder in finding["absent_data"]})
+    if absent:
+        return Trial("fail", "data", f"not there: {', '.join(absent)}", "mend data_roots in site.yaml, or mount them")
+    if unset:
+        said = f"no folder is named for {', '.join(unset)}: rows of theirs cannot run here"
+        return Trial("warn", "data", said, "write data_roots in site.yaml; `reproduce plan ROW` says what a row lacks")
+    return Trial("pass", "data", "all there")
 
 
 def _judge_environment(findings: Sequence[dict[str, Any]]) -> Trial:

@@ -18,6 +18,7 @@ import yaml
 
 from franca.config import Execution, TrainConfig, koleo_group
 from reproduce.errors import SiteError, SpecError
+from reproduce.files import unwritable
 from reproduce.sites import Site as Site
 from reproduce.sites import load_site as load_site
 from reproduce.sites import merge
@@ -82,6 +83,9 @@ def find_missing(spec: Spec, *, site: Site) -> tuple[Missing, ...]:
         *_missing_weights(spec, site),
         *_missing_gpus(spec, site, gpus_per_node=gpus_per_node),
     ]
+    wrong = unwritable(spec.root / Path(site.scratch).expanduser()) if site.scratch else None
+    if wrong:
+        missing.append(({"scratch": None}, f"scratch cannot be written: {site.scratch}: {wrong}"))
     if site.executor == "local" and site.nodes > 1:
         missing.append(({"nodes": 1}, f"nodes: {site.nodes}, but the local executor runs on this machine alone"))
     if site.executor == "slurm" and site.slurm is None:

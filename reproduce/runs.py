@@ -231,7 +231,11 @@ def _link_checkpoints(folder: Path, *, scratch: Path) -> None:
         raise RunError(
             "checkpoints of a run that lay in the same folder are here", path=place, mend="remove them, or move them"
         )
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = "mend scratch in site.yaml"
+        raise RunError(f"the site's scratch cannot be written: {error.strerror}", path=place, mend=mend) from error
     if not link.is_symlink():  # of a launch that was cut off here
         link.symlink_to(place)
 

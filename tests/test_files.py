@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.files import is_locked, read_tail, write_whole
+from reproduce.files import is_locked, read_tail, unwritable, write_whole
 
 
 def test_is_locked_sees_the_lock_of_another_process(tmp_path: Path) -> None:
@@ -23,6 +23,16 @@ def test_is_locked_sees_the_lock_of_another_process(tmp_path: Path) -> None:
         assert is_locked(path)
         holder.kill()
     assert not is_locked(path)
+
+
+def test_folder_that_can_be_made_is_told_from_one_that_cannot(tmp_path: Path) -> None:
+    """The nearest folder above that is there says it; nothing is made, nor left behind."""
+    (tmp_path / "file").touch()
+    assert unwritable(tmp_path / "new" / "folder") is None
+    assert unwritable(tmp_path / "file") == "Not a directory"
+    assert unwritable(tmp_path / "file" / "folder") == "Not a directory"
+    assert unwritable(Path("/proc/nowhere"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(

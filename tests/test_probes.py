@@ -66,6 +66,14 @@ def test_fault_is_named_with_its_mend(
     assert f"mend: {trial.mend}" in " ".join(render_trials([trial], width=400).split())
 
 
+def test_data_that_no_folder_is_named_for_is_a_warning() -> None:
+    """Rows whose images the site does not name cannot run there, which is said though nothing named is absent."""
+    trials = judge_probe([{**GOOD, "rank": 0}], processes=1, said="", unset=["laion600m"])
+    (trial,) = [trial for trial in trials if trial.what == "data"]
+    assert trial.outcome == "warn"
+    assert "laion600m" in trial.found
+
+
 def test_job_that_never_spoke_is_told_with_its_last_words() -> None:
     """Without any finding the job's own words are the finding."""
     (trial,) = judge_probe([], processes=2, said="No module named franca")

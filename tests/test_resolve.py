@@ -166,7 +166,9 @@ def test_layout_keeps_the_global_batch(
 def test_everything_missing_is_said_at_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row on a machine that has nothing for it lists data, evaluation data and GPUs in one message."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    write_site(project, {"local": {"data_roots": {"imagenet21k": "/nowhere/at/all"}, "nodes": 2}})
+    (project / "file").touch()
+    site = {"data_roots": {"imagenet21k": "/nowhere/at/all"}, "nodes": 2, "scratch": "file/below"}
+    write_site(project, {"local": site})
     with pytest.raises(SiteError) as caught:
         resolve(with_folder(FRANCA_B, project), site=load_site("local", root=project))
     error = caught.value
@@ -176,6 +178,7 @@ def test_everything_missing_is_said_at_once(project: Path, monkeypatch: pytest.M
         "data_roots.imagenet1k is not set",
         "no GPU is seen; the documents have 32 × H100 80GB",
         "nodes: 2",
+        "scratch cannot be written: file/below: Not a directory",
     ):
         assert said in error.message
 
