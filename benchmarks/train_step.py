@@ -30,6 +30,7 @@ from franca.data.datasets import load_dataset
 from franca.data.loader import Batch, make_loader
 from franca.distributed import parse_place, rank, setup, teardown, world_size
 from franca.flops import peak_tflops, step_flops
+from franca.laws import DRAWS
 from franca.masking import draw_masks, plan_masks
 from franca.schedules import make_schedules
 from franca.train.loop import accumulate_gradients, derive_seed, deterministic
@@ -238,6 +239,7 @@ def make_random_batch(recipe: Recipe, *, images: int, seed: int) -> Batch:
         mask_bound=int(plan.bounds.sum()),
         indices=torch.arange(images),
         unreadable=(),
+        draws=np.zeros(len(DRAWS)),
         data=recipe.data,
     )
 

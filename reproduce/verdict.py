@@ -24,6 +24,7 @@ from reproduce.layers.beginning import check_beginning
 from reproduce.layers.ceilings import check_absolute
 from reproduce.layers.configuration import check_configuration
 from reproduce.layers.data import check_data, find_replay
+from reproduce.layers.draws import check_draws
 from reproduce.layers.fingerprint import check_first_lines, identical_run
 from reproduce.layers.knn import KnnBand, check_knn, make_knn_band, render_knn_band
 from reproduce.layers.losses import FLOOR, POOL, LossBands, check_losses, make_loss_bands, render_bands
@@ -153,6 +154,7 @@ def _make_checks(
         *check_data(mine, references=references, spec=spec),
         *check_first_lines(mine, references=references, alpha=margins.alpha * SHARES["L1"]),
         *check_schedules(mine, references=references),
+        *check_draws(mine, references=references),
         *check_absolute(mine, references=references),
         check_beginning(mine),
         *curves,

@@ -25,7 +25,14 @@ LAYERS = (
     "overview tables screen console asking watching sweeping signing live_command log_commands cli",
 )
 ORDER = [name for layer in LAYERS for name in layer.split()]
-SHARED = ("franca.config.", "franca.schedules.", "franca.flops.", "franca.memory.", "franca.closed_form.")
+SHARED = (
+    "franca.config.",
+    "franca.schedules.",
+    "franca.flops.",
+    "franca.memory.",
+    "franca.closed_form.",
+    "franca.laws.",
+)
 PURE = (
     "franca/config.py",
     "franca/schedules.py",
@@ -33,6 +40,7 @@ PURE = (
     "franca/flops.py",
     "franca/memory.py",
     "franca/closed_form.py",
+    "franca/laws.py",
 )
 BANNED = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
 MODULE_LINES, FUNCTION_LINES = 400, 40

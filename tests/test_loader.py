@@ -10,10 +10,11 @@ from PIL import Image
 from recipes import make_recipe, make_train_config
 
 from franca.config import ConfigError, TrainConfig
-from franca.data.augment import multi_crop, normalize
+from franca.data.augment import draw_views, multi_crop, normalize
 from franca.data.datasets import DataError, Dataset, UnreadableImageError, load_dataset
 from franca.data.loader import AUGMENTATION, MASKS, Batch, make_loader
 from franca.data.order import ORDER, SHARDS, WINDOWS
+from franca.laws import DRAWS
 
 BATCH = 12
 DIGITS = load_dataset("digits", root="", split="train")
@@ -84,6 +85,32 @@ def test_batch_holds_every_images_crops_crop_by_crop() -> None:
         )
         assert np.array_equal(by_image(batch.global_crops, BATCH)[position], np.stack(expected_global))
         assert np.array_equal(by_image(batch.local_crops, BATCH)[position], np.stack(expected_local))
+
+
+def test_batch_tells_what_was_drawn_for_it() -> None:
+    """The means over its images' views and over its masks, as the log names them."""
+    config = make_config(seed=5)
+    recipe, batch = config.recipe, take(config, 1)[0]
+    draws = dict(zip(DRAWS, batch.draws, strict=True))
+    views = [
+        draw_views(
+            (8, 8),
+            crops=recipe.crops,
+            augment=recipe.augment,
+            quirks=recipe.quirks,
+            generator=np.random.default_rng([5, AUGMENTATION, position]),
+        )
+        for position in range(BATCH)
+    ]
+    local = [view for image in views for view in image[2:]]
+    areas = [(view.box[2] - view.box[0]) * (view.box[3] - view.box[1]) / 64 for view in local]
+    assert draws["local_area"] == pytest.approx(np.mean(areas))
+    assert draws["blurred_local"] == pytest.approx(np.mean([view.sigma is not None for view in local]))
+    assert draws["solarized"] == pytest.approx(np.mean([image[1].solarize for image in views]))
+    hues = [abs(dict(view.jitter).get("hue", 0.0)) for image in views for view in image]
+    assert draws["hue"] == pytest.approx(np.mean(hues))
+    assert draws["masked_crops"] == batch.masks.any(1).numpy().mean()
+    assert draws["masked_patches"] == batch.masks.numpy().mean()
 
 
 def test_crops_travel_as_bytes_and_are_normalized_on_the_device() -> None:

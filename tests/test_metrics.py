@@ -7,12 +7,14 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recipes import make_recipe, make_train_config
 
 from franca.closed_form import first_losses, make_beginning
 from franca.flops import step_flops
+from franca.laws import DRAWS
 from franca.train.metrics import LOSSES, Metrics, NonFiniteError, append_line, mend_last_line, open_log
 
 LOGS = Path(__file__).parents[2] / "shared" / "logs" / "dinov2"
@@ -34,7 +36,9 @@ def make_metrics(folder: Path, *, scaled: bool = False, period: int = 10, iterat
 def add(metrics: Metrics, iteration: int, values: list[float], *, grad_norm: float = 1.0) -> None:
     losses = dict(zip(LOSSES, map(torch.tensor, values), strict=True))
     settings = {"lr": iteration / 8, "wd": 0.04, "mom": 0.99, "last_layer_lr": 0.0, "current_batch_size": 64.0}
-    metrics.add(iteration, settings=settings, losses=losses, grad_norm=torch.tensor(grad_norm))
+    settings["teacher_temp"] = 0.04
+    draws = np.full(len(DRAWS), values[0])
+    metrics.add(iteration, settings=settings, losses=losses, grad_norm=torch.tensor(grad_norm), draws=[draws])
 
 
 def run(metrics: Metrics, values: list[list[float]], *, start: int = 0) -> None:

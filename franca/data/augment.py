@@ -9,6 +9,7 @@ view is deterministic.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,12 +54,24 @@ def multi_crop(
     image: Image.Image, *, crops: Crops, augment: Augment, quirks: Quirks, generator: np.random.Generator
 ) -> tuple[list[Pixels], list[Pixels]]:
     """The two global and `local_number` local crops of an RGB image, each [3, px, px]."""
+    views = draw_views(image.size, crops=crops, augment=augment, quirks=quirks, generator=generator)
+    return render_views(image, views, crops=crops)
+
+
+def draw_views(
+    size: tuple[int, int], *, crops: Crops, augment: Augment, quirks: Quirks, generator: np.random.Generator
+) -> list[View]:
+    """Draw all crops of an image of `size` (width, height): the two global ones, then the local ones."""
     kinds: tuple[Kind, ...] = ("global_1", "global_2", *["local"] * crops.local_number)
-    rendered = []
-    for kind in kinds:
-        view = draw_view(image.size, kind=kind, crops=crops, augment=augment, quirks=quirks, generator=generator)
-        px = crops.local_px if kind == "local" else crops.global_px
-        rendered.append(render_view(image, view, px=px).transpose(2, 0, 1))
+    return [
+        draw_view(size, kind=kind, crops=crops, augment=augment, quirks=quirks, generator=generator) for kind in kinds
+    ]
+
+
+def render_views(image: Image.Image, views: Sequence[View], *, crops: Crops) -> tuple[list[Pixels], list[Pixels]]:
+    """The crops of `draw_views`, each [3, px, px]: the global ones and the local ones."""
+    sides = (crops.global_px, crops.global_px, *[crops.local_px] * crops.local_number)
+    rendered = [render_view(image, view, px=px).transpose(2, 0, 1) for view, px in zip(views, sides, strict=True)]
     return rendered[:2], rendered[2:]
 
 

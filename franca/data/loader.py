@@ -15,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from franca.config import ConfigError, Data, TrainConfig
-from franca.data.augment import multi_crop, normalize_batch
+from franca.data.augment import draw_views, normalize_batch, render_views
 from franca.data.datasets import DataError, Dataset, UnreadableImageError
+from franca.data.draws import average_masks, average_views
 from franca.data.order import sample_indices
 from franca.data.prefetch import prefetch
+from franca.laws import AREAS, PIXELS
 from franca.masking import draw_masks, plan_masks
 
 READ_ATTEMPTS = 100  # images drawn in place of an unreadable one before the dataset is given up
@@ -37,7 +39,8 @@ class Batch:
     b images, n local crops. global_crops [2 b, 3, h, w]: every image's first global crop, then every image's second.
     local_crops [n b, 3, h, w] likewise. masks [2 b, patches], True where the student does not see a patch of the global
     crop. mask_bound: the most patches these masks could have hidden, upstream's `upperbound`. indices [b]: each image's
-    position in the dataset. unreadable: images that could not be read and were replaced, one line each.
+    position in the dataset. unreadable: images that could not be read and were replaced, one line each. draws: what the
+    crops and masks are on average, in the order of `franca.laws.DRAWS`.
 
     The crops travel as bytes, a quarter of what they are on the device: `to` normalizes them with `data`'s mean and
     standard deviation.
@@ -50,6 +53,7 @@ class Batch:
     mask_bound: int
     indices: Tensor
     unreadable: tuple[str, ...]
+    draws: NDArray[np.float64]
     data: Data
 
     def to(self, device: torch.device) -> "Batch":
@@ -98,13 +102,14 @@ def make_batch(config: TrainConfig, dataset: Dataset, request: Request) -> Batch
     local_crops = np.empty((crops.local_number, size, 3, crops.local_px, crops.local_px), np.uint8)
     indices = np.empty(size, np.int64)
     unreadable: list[str] = []
+    draws = np.zeros(len(AREAS) + len(PIXELS))
     for position in range(size):
         sample = request.stream_iteration * recipe.global_batch + request.first + position
         generator = np.random.default_rng([config.seed, AUGMENTATION, sample])
         image, indices[position] = _read(dataset, int(request.indices[position]), generator, unreadable)
-        global_crops[:, position], local_crops[:, position] = multi_crop(
-            image, crops=crops, augment=recipe.augment, quirks=recipe.quirks, generator=generator
-        )
+        views = draw_views(image.size, crops=crops, augment=recipe.augment, quirks=recipe.quirks, generator=generator)
+        global_crops[:, position], local_crops[:, position] = render_views(image, views, crops=crops)
+        draws += average_views(views, size=image.size) / size
     masks, mask_bound = _make_masks(config, request)
     return Batch(
         iteration=request.iteration,
@@ -114,6 +119,7 @@ def make_batch(config: TrainConfig, dataset: Dataset, request: Request) -> Batch
         mask_bound=mask_bound,
         indices=torch.from_numpy(indices),
         unreadable=tuple(unreadable),
+        draws=np.concatenate([draws, average_masks(masks)]),
         data=recipe.data,
     )
 

@@ -113,6 +113,7 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 "wd": float(schedules.weight_decay[iteration]),
                 "mom": float(schedules.momentum[iteration]),
                 "last_layer_lr": float(schedules.last_layer_lr[iteration]),
+                "teacher_temp": float(schedules.teacher_temperature[iteration]),
                 "current_batch_size": float(execution.batch_per_process),
             }
             apply_schedules(optimizer, lr=now["lr"], weight_decay=now["wd"], last_layer_lr=now["last_layer_lr"])
@@ -120,14 +121,14 @@ def train(config: TrainConfig, *, folder: Path) -> Outcome:
                 model,
                 [make_views(part, device=device, every_patch=bool(recipe.frozen_teacher)) for part in parts],
                 caller=caller,
-                temperature=float(schedules.teacher_temperature[iteration]),
+                temperature=now["teacher_temp"],
                 scaler=scaler,
                 dropped_paths=dropped_paths,
                 seed=(config.seed, DROPPED_PATHS, iteration),
             )
             scaler.unscale_(optimizer)
             grad_norm = clip_gradients(model.student.values(), clip_norm=recipe.optim.clip_norm)
-            metrics.add(iteration, settings=now, losses=losses, grad_norm=grad_norm)
+            metrics.add(iteration, settings=now, losses=losses, grad_norm=grad_norm, draws=[p.draws for p in parts])
             # Before the step; on another device a bad step is withheld there, until the next line's check says so
             if device.type == "cpu" or metrics.skips or metrics.is_due(iteration):
                 metrics.check()

@@ -2,8 +2,9 @@
 
 A printed value is the lower median of the last 20 iterations, the one in brackets the mean since the process started
 (dinov2 `logging/helpers.py`). Losses stay on the device: one transfer per `check`. The JSON lines hold more than
-DINOv2's: block means, images per second, and the model FLOPs that a process did, as a share of its device's peak
-(`mfu`) where that is known.
+DINOv2's: block means, of losses and of what was drawn for crops and masks (`franca.laws.DRAWS`), the teacher's
+temperature, images per second, and the model FLOPs that a process did, as a share of its device's peak (`mfu`) where
+that is known.
 """
 
 import contextlib
@@ -14,23 +15,28 @@ import math
 import resource
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from franca.closed_form import Beginning, first_losses, make_beginning
 from franca.config import TrainConfig
 from franca.distributed import all_processes, all_reduce_mean, rank
 from franca.flops import peak_tflops, step_flops
+from franca.laws import DRAWS
 
 LOG = logging.getLogger("franca")
 WINDOW = 20  # dinov2 `SmoothedValue(window_size=20)`
 LOSSES = ("dino_local_crops_loss", "dino_global_crops_loss", "koleo_loss", "ibot_loss")
 RAW = ("total_loss", *LOSSES)
+AVERAGED = (*RAW, *DRAWS)
+UNPRINTED = ("time", "data", "grad_norm", "teacher_temp")  # of the text log's columns, which are DINOv2's
 
 
 class NonFiniteError(ArithmeticError):
@@ -91,16 +97,22 @@ class Metrics:
         self.left_out = False
         self.unreadable = 0
         self.meters: dict[str, Meter] = {}
-        self.pending: list[tuple[int, dict[str, float], Tensor]] = []
+        self.pending: list[tuple[int, dict[str, float], Tensor, NDArray[np.float64]]] = []
         self.raw: dict[str, float] = {}
-        self.block = [0.0] * (len(RAW) + 1)
+        self.block = [0.0] * (len(AVERAGED) + 1)
         self.block_s = 0.0
         self.block_timed = 0
 
     def add(
-        self, iteration: int, *, settings: Mapping[str, float], losses: Mapping[str, Tensor], grad_norm: Tensor
+        self,
+        iteration: int,
+        *,
+        settings: Mapping[str, float],
+        losses: Mapping[str, Tensor],
+        grad_norm: Tensor,
+        draws: Sequence[NDArray[np.float64]],
     ) -> None:
-        """Keep one iteration's schedules, and its losses where they are; nothing waits for the device.
+        """Keep one iteration's schedules and the draws of its parts, its losses where they are; no wait for the device.
 
         `healthy` turns false, on the device and in every process, where one of them is not finite; for good, unless
         steps may be skipped.
@@ -108,15 +120,17 @@ class Metrics:
         values = torch.stack([*(losses[name].detach().float() for name in LOSSES), grad_norm.detach().float()])
         finite = all_processes(values[: len(self.terms)].isfinite().all())
         self.healthy = finite if self.skips else self.healthy & finite
-        self.pending.append((iteration, dict(settings), values))
+        self.pending.append((iteration, dict(settings), values, np.mean(draws, axis=0)))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"block": self.block, "skipped": self.skipped}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
-        self.block, self.skipped = state["block"], state.get("skipped", 0)
+        """Go on from what a checkpoint kept; a block of other columns, of another version's checkpoint, begins anew."""
+        if len(state["block"]) == len(self.block):
+            self.block = state["block"]
+        self.skipped = state.get("skipped", 0)
 
     def is_due(self, iteration: int) -> bool:
         """Whether a line is written at this iteration."""
@@ -129,16 +143,19 @@ class Metrics:
         """
         if not self.pending:
             return
-        rows = all_reduce_mean(torch.stack([values for _, _, values in self.pending])).tolist()
-        for (iteration, settings, _), row in zip(self.pending, rows, strict=True):
-            named = dict(zip((*LOSSES, "grad_norm"), row, strict=True))
+        draws = torch.from_numpy(np.stack([draws for *_, draws in self.pending])).to(self.device, torch.float32)
+        values = torch.stack([values for _, _, values, _ in self.pending])
+        rows = all_reduce_mean(torch.cat([values, draws], dim=1)).tolist()
+        for (iteration, settings, *_), row in zip(self.pending, rows, strict=True):
+            named = dict(zip((*LOSSES, "grad_norm", *DRAWS), row, strict=True))
             bad = [term for term in self.terms if not math.isfinite(named[term])]
             self.left_out = bool(bad)
             if bad:
                 self._skip(f"iteration {iteration}: {' and '.join(bad)} not finite")
                 continue
             self.raw = {"total_loss": sum(named[name] for name in LOSSES), **{name: named[name] for name in LOSSES}}
-            self.block = [total + value for total, value in zip(self.block, (*self.raw.values(), 1.0), strict=True)]
+            added = (*self.raw.values(), *(named[name] for name in DRAWS), 1.0)
+            self.block = [total + value for total, value in zip(self.block, added, strict=True)]
             for name, value in (*settings.items(), *self.raw.items(), ("grad_norm", named["grad_norm"])):
                 self.meters.setdefault(name, Meter()).add(value)
         self.pending.clear()
@@ -176,7 +193,7 @@ class Metrics:
         shown = (
             f"{name}: {meter.median:.4f} ({meter.mean:.4f})"
             for name, meter in self.meters.items()
-            if name not in ("time", "data", "grad_norm")
+            if name not in UNPRINTED
         )
         tail = (
             f"time: {self.meters['time'].window_mean:.6f}",
@@ -188,13 +205,14 @@ class Metrics:
     def _record(self, iteration: int, images_per_second: float) -> dict[str, int | float]:
         medians = {name: meter.median for name, meter in self.meters.items() if name not in ("time", "data")}
         *sums, count = self.block
+        means = [total / count if count else math.nan for total in sums]
         record: dict[str, int | float] = {
             "iteration": iteration,
             "iter_time": self.meters["time"].window_mean,
             "data_time": self.meters["data"].window_mean,
             **medians,
             **{f"raw_{name}": self.raw[name] for name in RAW},
-            **{f"mean_{name}": total / count if count else math.nan for name, total in zip(RAW, sums, strict=True)},
+            **{f"mean_{name}": mean for name, mean in zip(AVERAGED, means, strict=True)},
             "images_per_second": images_per_second,
             "tflops_per_process": images_per_second * self.teraflops_per_image,
             "max_memory_mb": max_memory_mb(self.device),

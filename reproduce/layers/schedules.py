@@ -1,4 +1,4 @@
-"""L2: the columns that a recipe determines - lr, wd, mom, last_layer_lr, current_batch_size - line by line.
+"""L2: the columns that a recipe determines - lr, wd, mom, last_layer_lr, teacher_temp, batch size - line by line.
 
 They hold no randomness: a run of the same recipe prints the same numbers, so a run that does not is another recipe,
 whatever its configuration says. Text lines round to 4 decimals; there, what is compared is when the digits tick over.
@@ -32,8 +32,9 @@ TITLES = {
     "mom": "Teacher momentum",
     "last_layer_lr": "Learning rate of the last layer",
     "current_batch_size": "Batch size",
+    "teacher_temp": "Teacher temperature",
 }
-BATCH = "current_batch_size"
+BATCH, TEMPERATURE = "current_batch_size", "teacher_temp"  # the latter is in this trainer's JSON lines alone
 
 
 def check_schedules(mine: History, *, references: Sequence[History]) -> tuple[Check, ...]:
@@ -41,7 +42,9 @@ def check_schedules(mine: History, *, references: Sequence[History]) -> tuple[Ch
     checks = []
     recipe = load_recipe(mine)
     if recipe is not None:
-        checks += [_check_against_recipe(mine, column, recipe=recipe) for column in SCHEDULES if column != BATCH]
+        logged = any(TEMPERATURE in record.values for record in mine.lineage.records)
+        columns = [column for column in SCHEDULES if column != BATCH] + [TEMPERATURE] * logged
+        checks += [_check_against_recipe(mine, column, recipe=recipe) for column in columns]
     if references:
         checks += [_check_against_references(mine, column, references=references) for column in SCHEDULES]
     return tuple(checks)
@@ -77,6 +80,7 @@ def _check_against_recipe(mine: History, column: str, *, recipe: Recipe) -> Chec
         "wd": schedules.weight_decay,
         "mom": schedules.momentum,
         "last_layer_lr": schedules.last_layer_lr,
+        TEMPERATURE: schedules.teacher_temperature,
     }[column]
     iterations, logged = _column(mine, column)
     inside = iterations < len(values)

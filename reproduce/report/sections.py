@@ -59,7 +59,7 @@ LOSS_STATES = METRIC_STATES | {"better": ("fail", "lower"), "worse": ("fail", "h
 LAYERS = {
     "L0": ("Configuration", "Before anything runs: do recipe, configuration and log agree?"),
     "L1": ("First iterations", "Same heads, losses and initialization? The first losses are a fingerprint."),
-    "L2": ("Schedules", "Learning rate, weight decay, momentum and batch size, line by line."),
+    "L2": ("Schedules and input", "Line by line: learning rate, decay, momentum, batch; then crops, blur and masks."),
     "L3": ("Collapse", "Is the loss clear of the value that a constant output has?"),
     "L4": ("Loss band", "Does every loss keep within the spread of equal runs?"),
     "L5": ("k-NN", "The result itself: is the representation as good?"),
