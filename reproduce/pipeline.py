@@ -25,6 +25,7 @@ TRAINED = ("checkpoints", *LOGS, *RECORDS)
 TRAINING_KEYS = ("recipe", "seed", "version")
 JUDGING_CODE = (
     "franca/closed_form.py",
+    "franca/laws.py",
     "franca/masking.py",
     "franca/schedules.py",
     "reproduce/bands.py",

@@ -124,7 +124,9 @@ def test_row_that_waits_holds_up_no_other(project: Path) -> None:
             os.killpg(first.pid, signal.SIGKILL)
     assert job.is_running()
     with dvc(project, "repro", "digits") as second:
-        subprocess.run(["scontrol", "release", job.job_id], check=True)
+        held = subprocess.run(["squeue", "-h", "-t", "PD", "-o", "%i"], capture_output=True, text=True, check=True)
+        assert job.job_id in held.stdout.split()
+        subprocess.run(["scontrol", "release", ",".join(held.stdout.split())], check=True)  # its evaluation is held too
         said, _ = second.communicate(timeout=600)
         assert second.returncode == 0, said
     assert f"already being trained by job {job.job_id}" in said
