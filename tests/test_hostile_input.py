@@ -27,7 +27,9 @@ HOSTILE = (
 )
 LONG = "wide" * 2000
 FORBIDDEN = {"img", "iframe", "object", "embed", "form", "base", "link", "audio", "video"}
-SAFE_LINK = re.compile(r"#[a-z-]+|https://[\w.-]+/[^\s<>\"]*|[\w.%,=+-]+\.html")
+SAFE_LINK = re.compile(
+    r"#[a-z-]+|https://[\w.-]+/[^\s<>\"]*|[\w.%,=+-]+\.html|data:application/json;base64,[\w+/]+={0,2}"
+)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The report, the index and the badge: complete, self-contained, escaped, legible, and the same bytes every time."""
 
+import base64
 import dataclasses
 import itertools
 import json
@@ -103,7 +104,8 @@ def test_report_needs_nothing_else(report: str) -> None:
         assert "src" not in attributes
         assert not [name for name in attributes if name.startswith("on")]
         href = attributes.get("href") or attributes.get("xlink:href") or "#"
-        assert href.startswith("#") or (tag == "a" and href.startswith("https://")), (tag, href)
+        own = "download" in attributes and href.startswith("data:application/json;base64,")
+        assert href.startswith("#") or (tag == "a" and (own or href.startswith("https://"))), (tag, href)
     policies = [attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     assert not re.search(r"url\((?!#)|@import|javascript:", report)
@@ -119,11 +121,15 @@ def test_report_is_the_same_bytes_every_time(report: str) -> None:
 
 
 def test_embedded_verdict_reads_back(report: str) -> None:
-    """The JSON in the page is the verdict itself."""
+    """The JSON in the page is the verdict itself, and so is the file that its link saves, to the byte."""
     embedded = re.search(r'<script type="application/json" id="verdict">(.*?)</script>', report, flags=re.DOTALL)
     assert embedded is not None
     mine, references = make_runs()
-    assert Verdict.from_json(embedded[1]) == make_verdict(mine=mine, references=references)
+    verdict = make_verdict(mine=mine, references=references)
+    assert Verdict.from_json(embedded[1]) == verdict
+    links = [attributes for _, attributes in Page(report).tags if "download" in attributes]
+    assert [link["download"] for link in links] == ["verdict.json"]
+    assert base64.b64decode((links[0]["href"] or "").partition(",")[2]).decode() == verdict.to_json()
 
 
 @given(st.text())

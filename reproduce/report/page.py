@@ -4,6 +4,7 @@ Everything that came from a log or a spec is escaped: by the template's autoesca
 `embed_json` inside the script element. The same inputs give the same bytes: no clock and no machine is asked.
 """
 
+import base64
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from reproduce.weights_verdict import WeightsVerdict
 
 KEPT = {"\n", "\t"}
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, marks that turn the direction or are not seen, half characters
+JSON_LINK = "data:application/json;base64,"
 DRAWN_SCHEDULES = ("lr", "wd", "mom")
 GITHUB = re.compile(r"([\w.-]+/[\w.-]+):([\w./+-]+)@([0-9a-f]{7,40})")
 ARXIV = re.compile(r"(?:arXiv[: ])?(\d{4}\.\d{4,5}(?:v\d+)?)(?: \([^()]*\))?")
@@ -203,6 +205,7 @@ def _loss_figures(bands: Sequence[Band], *, mine: History, references: Sequence[
         if has_metric(mine, metric)
     ]
 
+        "verdict_link": Markup(JSON_LINK + base64.b64encode(verdict.to_json().encode()).decode()),
 
 def _schedule_figures(
     verdict: Verdict, *, mine: History, references: Sequence[History], reach: int
