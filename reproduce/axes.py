@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reproduce.errors import LogError
 from reproduce.layers.configuration import known_recipe
 from reproduce.lineage import History, Launch, Lineage, log_period
@@ -19,6 +22,7 @@ from reproduce.records import Record
 Axis = Literal["iteration", "progress", "images", "gpu-hours"]
 
 CELLS = 2000
+FAR = 10**12  # iterations: no run has as many
 POINT = 1e-3  # of the axis: evaluations closer than that are of one point
 
 
@@ -67,6 +71,23 @@ def _place(run: History, at: int, axis: Axis) -> float:
     return 0.0
 
 
+def axis_knots(run: History, axis: Axis) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Iterations done, and where on the axis a run is after them; between two points it is linear. Progress is in
+    percent. Two points, the second far beyond any run's end, where it is linear all along.
+
+    Raises `LogError` for a run whose log does not say what the axis takes.
+    """
+    if axis != "gpu-hours":
+        share = 100 if axis == "progress" else 1
+        return np.array([0.0, FAR]), np.array([0.0, share * _place(run, FAR - 1, axis)])
+    done = [record.iteration + 1.0 for record in run.lineage.records]
+    hours = _gpu_hours(run)
+    if not all(map(math.isfinite, hours)):
+        raise LogError("has lines whose iteration took no finite time", path=run.path, mend="--x progress")
+    beyond = hours[-1] * FAR / done[-1]
+    return np.array([0.0, *done, done[-1] + FAR]), np.array([0.0, *hours, hours[-1] + beyond])
+
+
 def whole_length(run: History) -> int | None:
     """Iterations of the whole run, None where the log does not say; of logs of epochs, which never do, those it has."""
     return run.total or (run.done if run.unit == "epoch" else None)
@@ -90,6 +111,7 @@ def _gpu_hours(run: History) -> list[float]:
     """Hours of all GPUs together up to each record, from the printed seconds of an iteration."""
     own_batch = run.lineage.records[-1].values.get("current_batch_size")
     processes = _global_batch(run) / own_batch if own_batch else math.nan
+    processes /= ((run.config or run.head.config or {}).get("execution") or {}).get("accumulation", 1)
     if not processes > 0 or any("iter_time" not in record.values for record in run.lineage.records):
         raise LogError(
             "does not say how many GPUs it had, or how long an iteration took", path=run.path, mend="--x progress"

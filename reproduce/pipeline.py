@@ -43,7 +43,7 @@ JUDGING_CODE = (
     "reproduce/records.py",
     "reproduce/verdict.py",
 )
-REPORTING_CODE = ("reproduce/audit.py", "reproduce/figures", "reproduce/report")
+REPORTING_CODE = ("reproduce/audit.py", "reproduce/axes.py", "reproduce/figures", "reproduce/report")
 
 Stage = dict[str, Any]
 

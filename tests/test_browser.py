@@ -27,6 +27,8 @@ srcdoc="PAGE"></iframe><pre id="found"></pre><script>
 addEventListener("load", () => {
   const inner = document.getElementById("frame").contentDocument, root = inner.documentElement;
   inner.querySelectorAll("details").forEach(details => details.open = true);
+  inner.querySelectorAll(".to-AXIS").forEach(choice => choice.checked = true);
+  const shows = element => getComputedStyle(element).display != "none";
   const scrolls = element => element.closest(".scroll, .evidence, pre, .symbols, .skip");
   const all = [...inner.body.querySelectorAll("*")];
   const name = element => element.tagName + ": " + element.textContent.trim().slice(0, 40);
@@ -45,8 +47,9 @@ addEventListener("load", () => {
       .map(name),
     small: words.filter(element => size(element) < 12).map(name),
     covered: covered,
-    undrawn: [...inner.querySelectorAll("svg.panel path.mine")].filter(path => !path.getBoundingClientRect().width)
-      .length,
+    undrawn: [...inner.querySelectorAll("svg.panel path.mine")].filter(
+      path => path.getClientRects().length && !path.getBoundingClientRect().width).length,
+    axes: [...inner.querySelectorAll("#losses .by")].filter(shows).map(element => element.getAttribute("class")),
     title: inner.title,
   });
 });
@@ -60,9 +63,9 @@ def browse(folder: Path, page: str, *arguments: str) -> str:
     return browse_file(path, *arguments, profile=folder / "profile")[0]
 
 
-def measure(folder: Path, page: str, *, width: int) -> dict[str, Any]:
-    """What `MEASURE` finds in the page at a width."""
-    frame = MEASURE.replace("WIDTH", str(width)).replace("PAGE", html.escape(page))
+def measure(folder: Path, page: str, *, width: int, axis: str = "iteration") -> dict[str, Any]:
+    """What `MEASURE` finds in the page at a width, its curves drawn over an axis."""
+    frame = MEASURE.replace("WIDTH", str(width)).replace("AXIS", axis).replace("PAGE", html.escape(page))
     document = browse(folder, frame, "--dump-dom", "--window-size=1600,1000")
     found = re.search(r'<pre id="found">(.*?)</pre>', document, flags=re.DOTALL)
     assert found is not None
@@ -112,6 +115,15 @@ def test_page_fits_its_window(name: str, width: int, tmp_path: Path) -> None:
     assert found["small"] == []
     assert found["covered"] == []
     assert found["undrawn"] == 0
+
+
+@pytest.mark.parametrize("axis", ["iteration", "progress", "images", "gpu-hours"])
+def test_curves_are_shown_over_the_chosen_axis(axis: str, tmp_path: Path) -> None:
+    """Without a script: what belongs to the axis is shown, fits a phone and covers nothing, and nothing else is."""
+    found = measure(tmp_path, PAGES["report"], width=360, axis=axis)
+    assert found["axes"]
+    assert all(f"by-{axis}" in classes.split() for classes in found["axes"])
+    assert (found["overflow"], found["beyond"], found["covered"], found["undrawn"]) == (0, [], [], 0)
 
 
 def test_policy_of_the_page_holds(tmp_path: Path) -> None:

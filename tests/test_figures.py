@@ -13,6 +13,7 @@ from synthetic_runs import LEVELS, TOTAL, make_band, make_check, make_history, m
 
 from reproduce.checks import CheckState
 from reproduce.figures import captions, plots, quantities, svg
+from reproduce.figures.spans import draw_iterations
 from reproduce.figures.svg import Panel, Scale
 from reproduce.lineage import History
 
@@ -89,7 +90,7 @@ def test_labels_of_the_iteration_axis_never_touch(last: int, logarithmic: bool) 
     """On the narrowest panel, 280 px, labels set in 12 px have air between them."""
     scale = svg.iteration_scale(last) if logarithmic else Scale(0, last)
     panel = Panel(scale, Scale(0, 1), 100, "", "")
-    plots._draw_iterations(panel)
+    draw_iterations(panel)
     labels = [e for e in parse(svg.render_panel(panel)).iter("text") if e.get("text-anchor") == "middle"]
     spans = sorted((share_of(e.get("x", "")) * 280, len(e.text or "") * 6.7) for e in labels)
     assert len(spans) >= 2

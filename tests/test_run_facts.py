@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from html_page import Page
-from synthetic_runs import make_history, make_records, make_verdict
+from synthetic_runs import make_history, make_records, make_runs, make_spec, make_verdict
 
+from franca.config import to_mapping
 from reproduce.report.page import render_report
 from reproduce.report.provenance import load_provenance
 
@@ -47,3 +48,16 @@ def test_short_run_fills_the_figures_that_show_it_alone() -> None:
     speed = text.partition('id="speed"')[2].partition("</section>")[0]
     assert ">400<" in speed
     assert "k</text>" not in speed
+
+
+def test_data_seen_again_are_told_with_the_launches() -> None:
+    """Where a recipe's data start again on a resume, the section on launches says so, and no other does."""
+    mine, references = make_runs()
+    verdict = make_verdict(mine=mine, references=references)
+    spec = make_spec()
+    quirks = dataclasses.replace(spec.recipe.quirks, data_replayed_on_resume=True)
+    quirky = dataclasses.replace(spec, recipe=dataclasses.replace(spec.recipe, quirks=quirks))
+    again = dataclasses.replace(mine, config={"recipe": to_mapping(quirky.recipe)})
+    said = "with the first sample on every resume"
+    assert said in render_report(verdict, mine=again, references=references, spec=spec)
+    assert said not in render_report(verdict, mine=mine, references=references, spec=spec)

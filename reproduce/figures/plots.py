@@ -1,6 +1,6 @@
 """Histories, bands and results in, figures out: an SVG each, under a title that states what it shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -10,8 +10,9 @@ from markupsafe import Markup
 from reproduce.checks import Band, Check, MetricResult
 from reproduce.figures import svg
 from reproduce.figures.captions import describe_band, describe_knn, describe_schedule, knn_points, series
-from reproduce.figures.quantities import MINUS, metric_title, plural, render_count, render_number
-from reproduce.figures.svg import Floats, Panel, Scale, percent
+from reproduce.figures.quantities import MINUS, metric_title, plural, render_number
+from reproduce.figures.spans import Span, draw_axis, draw_iterations
+from reproduce.figures.svg import Floats, Panel, Scale, Thinned, percent
 from reproduce.lineage import History, Lineage
 
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
@@ -23,16 +24,21 @@ LABEL_PX = 13  # the height of a label
 LABELS_PX = 26  # room for tick labels under a panel
 BAND_AIR = 0.4  # of the curves' range: a wide band leaves the frame, so that the curves stay legible
 REFERENCE_COLUMNS = 200  # reference runs are background: half the points of the run that is judged
+REFERENCE_POINTS = 4000  # of all of them in a figure: of more than twenty, each has fewer
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`title` states the conclusion, `caption` its numbers; `lower` is a second panel on the same axis, or empty."""
+    """`title` states the conclusion, `caption` its numbers; `lower` is a second panel on the same axis, or empty.
+
+    over: the upper panel drawn anew over other axes, by their keys.
+    """
 
     title: str
     caption: str
     upper: Markup
     lower: Markup | None = None
+    over: tuple[tuple[str, Markup], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,31 +51,39 @@ class Level:
 
 
 def render_loss_figure(
-    metric: str, *, mine: History, references: Sequence[History], band: Band | None, span: Scale
+    metric: str,
+    *,
+    mine: History,
+    references: Sequence[History],
+    band: Band | None,
+    span: Scale,
+    others: Sequence[Span] = (),
 ) -> Figure:
-    """One loss: mine over its reference runs and band, and below it the standardized deviation z where there is one."""
+    """One loss: mine over its reference runs and band, and below it the standardized deviation z where there is one.
+
+    The band is one of iterations: over an axis of `others` on which runs are stretched, it is left out.
+    """
     title, caption = describe_band(metric, band=band, references=len(references))
     done, values = series(mine.lineage.records, metric)
     if not np.isfinite(values).all():
         first = int(done[~np.isfinite(values)][0])
         title = f"{metric_title(metric)} is not finite from iteration {first:,} on"
-    drawn = [
-        svg.thin(*series(run.lineage.records, metric), scale=span, columns=REFERENCE_COLUMNS) for run in references
-    ]
-    own = svg.thin(done, values, scale=span)
-    scale = loss_scale([own.mean, *(curve.mean for curve in drawn)], band=band)
-    panel = Panel(span, scale, LOSS_PX, title, caption)
+    curves = [series(run.lineage.records, metric) for run in (mine, *references)]
+    plain = _thinned(curves, [span] * len(curves))
+    panel = Panel(span, loss_scale([curve.mean for curve in plain], band=band), LOSS_PX, title, caption)
+
+    def draw(panel: Panel, scales: Sequence[Scale]) -> None:
+        own, *drawn = _thinned(curves, scales)
+        # What was overwritten took no place on an axis of what counts.
+        _draw_curves(panel, own, drawn, ghosts=_ghosts(mine, metric, span) if panel.x is span else [])
+        _draw_events(panel, mine)
+
     if band is not None:
         _draw_band(panel, band)
-    panel.stretched += [svg.render_line(panel, curve.share, curve.mean, kind=_reference_kind(drawn)) for curve in drawn]
-    panel.stretched.append(svg.render_area(panel, own.share, own.low, own.high, kind="envelope"))
-    panel.stretched += [svg.render_line(panel, *ghost, kind="ghost") for ghost in _ghosts(mine, metric, span)]
-    panel.stretched.append(svg.render_line(panel, own.share, own.mean, kind="mine"))
-    _draw_values(panel, count=5)
-    _draw_iterations(panel)
-    _draw_events(panel, mine)
+    draw(panel, [span] * len(curves))
+    draw_iterations(panel, others)
     lower = _render_z(band, span=span) if band is not None else None
-    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX), lower)
+    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX), lower, _render_over(panel, others, draw))
 
 
 def render_schedule_figure(
@@ -87,20 +101,24 @@ def render_schedule_figure(
     curve = svg.thin(*own, scale=span, columns=REFERENCE_COLUMNS)
     panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="mine"))
     _draw_values(panel, count=3)
-    _draw_iterations(panel)
+    draw_iterations(panel)
     return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX))
 
 
 def render_knn_figure(
-    k: int, *, mine: History, references: Sequence[History], band: Band | None, levels: Sequence[Level], span: Scale
+    k: int,
+    *,
+    mine: History,
+    references: Sequence[History],
+    band: Band | None,
+    levels: Sequence[Level],
+    span: Scale,
+    others: Sequence[Span] = (),
 ) -> Figure:
     """Top-1 accuracy of the teacher over the run, with the published values and the raw-pixel baseline."""
     title, caption = describe_knn(k, mine=mine, references=references, band=band)
-    curves = {
-        _reference_kind(references): [knn_points(run.knn, k) for run in references],
-        "mine": [knn_points(mine.knn, k)],
-    }
-    shown = [value for points in curves.values() for _, value in (pair for curve in points for pair in curve)]
+    curves = [knn_points(run.knn, k) for run in (mine, *references)]
+    shown = [value for points in curves for _, value in points]
     edges = (
         [] if band is None else [min(max(edge, 0.0), 100.0) for edge in (*band.lower, *band.upper) if edge is not None]
     )
@@ -108,16 +126,14 @@ def render_knn_figure(
                   title, caption)  # fmt: skip
     if band is not None:
         _draw_band(panel, band)
-    for kind, group in curves.items():
-        for points in group:
-            table = np.array(points, dtype=np.float64).reshape(-1, 2)
-            panel.stretched.append(svg.render_line(panel, span.share(table[:, 0]), table[:, 1], kind=kind))
-            panel.fixed += [_dot(panel, done, value, kind=kind, label=f"{value:.2f} % after {done:,}")
-                            for done, value in points]  # fmt: skip
-    _draw_values(panel, count=6, unit=" %")
-    _draw_iterations(panel)
-    _draw_levels(panel, levels)
-    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX))
+
+    def draw(panel: Panel, scales: Sequence[Scale]) -> None:
+        _draw_points(panel, curves, scales)
+        _draw_levels(panel, levels)
+
+    draw(panel, [span] * len(curves))
+    draw_iterations(panel, others)
+    return Figure(title, caption, svg.render_panel(panel, below=LABELS_PX), None, _render_over(panel, others, draw))
 
 
 def render_interval(result: MetricResult) -> Markup | None:
@@ -163,7 +179,7 @@ def render_lineage_figure(lineage: Lineage, *, total: int) -> Markup:
             panel.fixed.append(_bar(panel, launch.start, kept, index * row, row, "launch", label))
         if lost:
             panel.fixed.append(_bar(panel, kept, launch.end + 1, index * row, row, "lost", f"{label}, overwritten"))
-    _draw_iterations(panel)
+    draw_iterations(panel)
     return svg.render_panel(panel, below=LABELS_PX)
 
 
@@ -179,7 +195,7 @@ def render_speed_figure(title: str, *, mine: History, metric: str, waiting: str 
         panel.stretched.append(svg.render_area(panel, part.share, np.zeros_like(part.mean), part.mean, kind="waiting"))
     panel.stretched.append(svg.render_line(panel, curve.share, curve.mean, kind="mine"))
     _draw_values(panel, count=3)
-    _draw_iterations(panel)
+    draw_iterations(panel)
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
 
 
@@ -194,7 +210,7 @@ def render_overlay(title: str, curves: Sequence[tuple[str, Floats, Floats]], *, 
             done, value = (float(column[-1]) for column in curves[number][1:])
             panel.fixed.append(_dot(panel, done, value, kind=f"hue-{number % HUES}", label=label))
     _draw_values(panel, count=5, unit=unit)
-    _draw_iterations(panel)
+    draw_iterations(panel)
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
 
 
@@ -209,6 +225,51 @@ def loss_scale(curves: Sequence[Floats], *, band: Band | None) -> Scale:
     low, high = max(float(values.min()), low - reach), min(float(values.max()), high + reach)
     air = BAND_AIR * (high - low)
     return svg.value_scale([low, high, *(min(max(edge, low - air), high + air) for edge in edges)])
+
+
+def _render_over(
+    panel: Panel, others: Sequence[Span], draw: Callable[[Panel, Sequence[Scale]], None]
+) -> tuple[tuple[str, Markup], ...]:
+    """The panel drawn anew over every axis on which the runs are stretched, with the same values' axis."""
+    drawn = []
+    for span in others:
+        if not span.relabelled:
+            again = Panel(span.scales[0], panel.y, panel.height, panel.title, panel.text)
+            draw(again, span.scales)
+            draw_axis(again, span.scales[0], unit=span.unit)
+            drawn.append((span.key, svg.render_panel(again, below=LABELS_PX)))
+    return tuple(drawn)
+
+
+def _thinned(curves: Sequence[tuple[Floats, Floats]], scales: Sequence[Scale]) -> list[Thinned]:
+    """Mine in all its columns, then the reference runs, each on its scale."""
+    own, *others = zip(curves, scales, strict=True)
+    columns = min(REFERENCE_COLUMNS, REFERENCE_POINTS // max(len(others), 1) + 1)
+    drawn = [svg.thin(*curve, scale=scale, columns=columns) for curve, scale in others]
+    return [svg.thin(*own[0], scale=own[1]), *drawn]
+
+
+def _draw_curves(
+    panel: Panel, own: Thinned, drawn: Sequence[Thinned], *, ghosts: Sequence[tuple[Floats, Floats]]
+) -> None:
+    """A loss of mine with its envelope and ghosts over the reference runs, beside round values."""
+    panel.stretched += [svg.render_line(panel, curve.share, curve.mean, kind=_reference_kind(drawn)) for curve in drawn]
+    panel.stretched.append(svg.render_area(panel, own.share, own.low, own.high, kind="envelope"))
+    panel.stretched += [svg.render_line(panel, *ghost, kind="ghost") for ghost in ghosts]
+    panel.stretched.append(svg.render_line(panel, own.share, own.mean, kind="mine"))
+    _draw_values(panel, count=5)
+
+
+def _draw_points(panel: Panel, curves: Sequence[Sequence[tuple[int, float]]], scales: Sequence[Scale]) -> None:
+    """Accuracies of mine, which come first, over those of the reference runs, beside round values."""
+    theirs = _reference_kind(curves[1:])
+    for place in (*range(1, len(curves)), 0):
+        points, scale, kind = curves[place], scales[place], theirs if place else "mine"
+        table = np.array(points, dtype=np.float64).reshape(-1, 2)
+        panel.stretched.append(svg.render_line(panel, scale.share(table[:, 0]), table[:, 1], kind=kind))
+        panel.fixed += [_dot(scale, panel, done, value, kind=kind, label=f"{value:.2f} % after {done:,}")
+                        for done, value in points]  # fmt: skip
+    _draw_values(panel, count=6, unit=" %")
 
 
 def _draw_band(panel: Panel, band: Band) -> None:
@@ -251,12 +312,6 @@ def _draw_values(panel: Panel, *, count: int, unit: str = "") -> None:
     """Round values as grid lines and labels."""
     ticks = svg.linear_ticks(panel.y, count=count)
     svg.draw_y_axis(panel, ticks=ticks, labels=[render_number(tick) + unit for tick in ticks])
-
-
-def _draw_iterations(panel: Panel) -> None:
-    """The iteration axis: decades on a logarithmic scale, round numbers on a linear one, and its last iteration."""
-    ticks, bare = svg.decade_ticks(panel.x) if panel.x.logarithmic else (svg.linear_ticks(panel.x, count=5), ())
-    svg.draw_x_axis(panel, ticks=ticks, bare=bare, labels=[render_count(tick) for tick in ticks])
 
 
 def _draw_events(panel: Panel, mine: History) -> None:
@@ -327,9 +382,9 @@ def _apart(iterations: Iterable[int], scale: Scale, *, gap: float) -> list[int]:
     return kept
 
 
-def _dot(panel: Panel, iteration: float, value: float, *, kind: str, label: str) -> str:
+def _dot(scale: Scale, panel: Panel, iteration: float, value: float, *, kind: str, label: str) -> str:
     """A point of a curve that tells its numbers when pointed at."""
-    x, y = percent(panel.x.at(iteration)), svg.pixel_y(panel, value)
+    x, y = percent(scale.at(iteration)), svg.pixel_y(panel, value)
     return f'<circle class="{kind} dot" cx="{x}" cy="{y:.1f}" r="3.5"><title>{escape(label)}</title></circle>'
 
 

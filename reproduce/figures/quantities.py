@@ -74,8 +74,8 @@ def render_fixed(value: float | None, *, decimals: int, signed: bool = False) ->
 
 
 def render_count(value: float) -> str:
-    """An axis label: 1 · 10 · 2.5k · 625k · 1.25M."""
-    for size, suffix in ((1_000_000, "M"), (1_000, "k")):
+    """An axis label: 1 · 10 · 2.5k · 625k · 1.25M · 1.92G."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.4g}{suffix}"
     return f"{value:.4g}"

@@ -22,17 +22,26 @@ COLUMNS = 400  # a curve is thinned to this many columns: about one a pixel of t
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis from `low` to `high`. On a logarithmic one everything below `low` (iteration 0) sits at its start."""
+    """An axis from `low` to `high`. On a logarithmic one everything below `low` (iteration 0) sits at its start.
+
+    knots: (iterations, what the axis counts), where it does not count iterations: values are read off between them.
+    """
 
     low: float
     high: float
     logarithmic: bool = False
+    knots: tuple[Floats, Floats] | None = field(default=None, compare=False)
+
+    def places(self, values: Floats) -> Floats:
+        """What the axis counts at `values`."""
+        return values if self.knots is None else np.interp(values, *self.knots)
 
     def share(self, values: Floats) -> Floats:
         """Positions along the axis, 0 at `low` and 1 at `high`."""
+        places = self.places(values)
         if self.logarithmic:
-            return np.log(np.maximum(values, self.low) / self.low) / math.log(self.high / self.low)
-        return (values - self.low) / (self.high - self.low)
+            return np.log(np.maximum(places, self.low) / self.low) / math.log(self.high / self.low)
+        return (places - self.low) / (self.high - self.low)
 
     def at(self, value: float) -> float:
         """The position of one value."""
@@ -108,7 +117,7 @@ def decade_ticks(scale: Scale) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def thin(iterations: Floats, values: Floats, *, scale: Scale, columns: int = COLUMNS) -> Thinned:
     """Thin what lies on `scale` to columns of equal width along it. A column with any non-finite value is a break."""
     share = scale.share(iterations)
-    kept = (iterations >= scale.low) & (share <= 1 + 1e-9)
+    kept = (scale.places(iterations) >= scale.low) & (share <= 1 + 1e-9)
     share, series = share[kept], values[kept]
     column = np.minimum((share * columns).astype(np.int64), columns - 1)
     order = np.argsort(column, kind="stable")
@@ -169,16 +178,18 @@ def draw_y_axis(panel: Panel, *, ticks: Sequence[float], labels: Sequence[str]) 
         panel.fixed.append(render_text("-8", y + 4, label, kind="tick", anchor="end"))
 
 
-def draw_x_axis(panel: Panel, *, ticks: Sequence[float], bare: Sequence[float], labels: Sequence[str]) -> None:
-    """The base line, its ticks, and labels below; a label that would touch its neighbour is left out."""
+def draw_x_axis(
+    panel: Panel, scale: Scale, *, ticks: Sequence[float], bare: Sequence[float], labels: Sequence[str]
+) -> None:
+    """The base line, ticks on the scale, and labels below; a label that would touch its neighbour is left out."""
     base = panel.height
     panel.fixed.append(f'<line class="axis" x1="0" x2="100%" y1="{base}" y2="{base}"/>')
     for value in bare:
-        x = percent(panel.x.at(value))
+        x = percent(scale.at(value))
         panel.fixed.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 3}"/>')
     taken = 2.0
     for value, label in sorted(zip(ticks, labels, strict=True), reverse=True):
-        share = panel.x.at(value)
+        share = scale.at(value)
         x = percent(share)
         panel.fixed.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{base}" y2="{base + 5}"/>')
         half = 0.012 * len(label) + 0.008  # half a label's width on the narrowest panel, 280 px

@@ -8,6 +8,7 @@ import base64
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from reproduce.curves import LOSSES, TOTAL
 from reproduce.figures import plots, quantities
 from reproduce.figures.captions import has_metric
 from reproduce.figures.quantities import plural, render_value
+from reproduce.figures.spans import Span, linear, make_spans
 from reproduce.figures.svg import Scale, iteration_scale
 from reproduce.layers.data import find_replay
 from reproduce.layers.knn import primary_k
@@ -33,9 +35,9 @@ from reproduce.spec import Spec
 from reproduce.verdict import Verdict
 from reproduce.weights_verdict import WeightsVerdict
 
+JSON_LINK = "data:application/json;base64,"
 KEPT = {"\n", "\t"}
 STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, marks that turn the direction or are not seen, half characters
-JSON_LINK = "data:application/json;base64,"
 DRAWN_SCHEDULES = ("lr", "wd", "mom")
 GITHUB = re.compile(r"([\w.-]+/[\w.-]+):([\w./+-]+)@([0-9a-f]{7,40})")
 ARXIV = re.compile(r"(?:arXiv[: ])?(\d{4}\.\d{4,5}(?:v\d+)?)(?: \([^()]*\))?")
@@ -53,6 +55,25 @@ LEGEND = (
     ("published", '<line class="published" x1="0" x2="26" y1="7" y2="7"/>', "published"),
     ("pixels", '<line class="pixels" x1="0" x2="26" y1="7" y2="7"/>', "raw pixels, no training"),
 )
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What the curves of a report are drawn over: `unit` by default, and others to choose."""
+
+    unit: str
+    others: tuple[Span, ...]
+
+    @property
+    def choices(self) -> tuple[tuple[str, str], ...]:
+        """(key, title) of each, none where there is nothing to choose."""
+        return (("iteration", self.unit), *((span.key, span.title) for span in self.others)) if self.others else ()
+
+    @property
+    def shared(self) -> str:
+        """The CSS classes of a drawing that is the same under several of them."""
+        same = ("iteration", *(span.key for span in self.others if span.relabelled))
+        return " ".join(("by", *(f"by-{key}" for key in same))) if self.others else ""
 
 
 def render_report(
@@ -165,7 +186,8 @@ def _judged(
 ) -> dict[str, Any]:
     """The parts of a report that need a run."""
     reach = max(run.done for run in (mine, *references))
-    losses = _loss_figures(verdict.bands, mine=mine, references=references)
+    spans = make_spans(mine, references=references)
+    losses = _loss_figures(verdict.bands, mine=mine, references=references, others=spans)
     results = sections.make_results(verdict.metrics)
     evaluation = provenance.evaluation if provenance else {}
     return {
@@ -175,13 +197,15 @@ def _judged(
         "result_notes": tuple(dict.fromkeys(view.result.note for view in results if view.result.note)),
         "method_numbers": sections.method_numbers(verdict.method),
         "losses": losses,
+        "axes": Axes(f"{mine.unit}s", spans),
         "losses_legend": _legend([figure.upper for figure in losses]),
         "schedules": _schedule_figures(verdict, mine=mine, references=references, reach=reach),
-        **_knn(verdict, mine=mine, references=references, spec=spec, evaluation=evaluation, reach=reach),
+        **_knn(verdict, mine=mine, references=references, spec=spec, evaluation=evaluation, others=linear(spans)),
         "lineage": _lineage(mine, spec=spec),
         "speed": _speed(mine, references=references),
         "problems": (*verdict.problems, *(provenance.problems if provenance else ())),
         "verdict_json": embed_json(verdict.to_json()),
+        "verdict_link": Markup(JSON_LINK + base64.b64encode(verdict.to_json().encode()).decode()),
     }
 
 
@@ -195,17 +219,20 @@ def _recorded(provenance: Provenance | None, *, spec: Spec | None, mine: History
     }
 
 
-def _loss_figures(bands: Sequence[Band], *, mine: History, references: Sequence[History]) -> list[plots.Figure]:
-    """One figure per loss that mine logs, the total first, on one axis."""
+def _loss_figures(
+    bands: Sequence[Band], *, mine: History, references: Sequence[History], others: Sequence[Span]
+) -> list[plots.Figure]:
+    """One figure per loss that mine logs, the total first, on one axis, and on the others to choose."""
     span = iteration_scale(max(run.done for run in (mine, *references)))
     by_metric = {band.metric: band for band in bands if band.kind == "loss"}
     return [
-        plots.render_loss_figure(metric, mine=mine, references=references, band=by_metric.get(metric), span=span)
+        plots.render_loss_figure(
+            metric, mine=mine, references=references, band=by_metric.get(metric), span=span, others=others
+        )
         for metric in (TOTAL, *LOSSES)
         if has_metric(mine, metric)
     ]
 
-        "verdict_link": Markup(JSON_LINK + base64.b64encode(verdict.to_json().encode()).decode()),
 
 def _schedule_figures(
     verdict: Verdict, *, mine: History, references: Sequence[History], reach: int
@@ -225,7 +252,7 @@ def _knn(
     references: Sequence[History],
     spec: Spec | None,
     evaluation: Mapping[str, Any],
-    reach: int,
+    others: Sequence[Span],
 ) -> dict[str, Any]:
     """The k-NN figure with its levels, and the table of all k."""
     k = primary_k(mine, references)
@@ -239,8 +266,9 @@ def _knn(
         if metric.name.startswith("knn") and metric.target is not None:
             levels.append(plots.Level(metric.target, f"published {render_value(metric.target)} %", "published"))
     band = next((band for band in verdict.bands if band.kind == "knn"), None)
+    span = Scale(0, iteration_scale(max(run.done for run in (mine, *references))).high)
     figure = plots.render_knn_figure(
-        k, mine=mine, references=references, band=band, levels=levels, span=Scale(0, max(reach, 1))
+        k, mine=mine, references=references, band=band, levels=levels, span=span, others=others
     )
     return {"knn": figure, "knn_rows": rows, "knn_done": max(mine.knn), "knn_legend": _legend([figure.upper])}
 
