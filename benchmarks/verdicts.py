@@ -1,15 +1,16 @@
 """How often a verdict is wrong: unchanged seeds and planted faults of the row digits, trained, judged and counted.
 
-    python benchmarks/verdicts.py --train 5       # train at most five more runs, one at a time, then write the tables
+    python benchmarks/verdicts.py --train 5       # train at most five more runs, each on one core, then judge
     python benchmarks/verdicts.py                 # judge what was trained; train nothing
+    python benchmarks/verdicts.py --keep FILE     # and take what an earlier verdicts.json says of runs that are gone
 
-Every run goes through `reproduce run`, so what is trained is not trained again and one that was cut off goes on. A
+Every run goes through `reproduce train`, so what is trained is not trained again and one that was cut off goes on. A
 fault is an override, or images that were taken away from under the run; when it is judged, the run claims the row's own
-recipe, as a program with that fault would. A fault that a schedule column shows is trained for a tenth of the run. Runs
-are judged at every tenth iteration as `reproduce watch` would have: the first look at which a check fails is when the
-fault was found, and an unchanged run that fails at any look is a false alarm. The published seeds are references,
-all at once and one at a time; each of them is judged against the others as well. Written: verdicts.json and
-verdicts.md in the folder `--to`.
+recipe, as a program with that fault would. All but the `SLOW` faults are trained for a tenth of the run: they show
+there, or count as not found. Runs are judged at every tenth iteration as `reproduce watch` would have: the first look
+at which a check fails is when the fault was found, and an unchanged run that fails at any look is a false alarm. The
+published seeds are references, all at once and one at a time; each of them is judged against the others as well.
+Written: verdicts.json and verdicts.md in the folder `--to`.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from reproduce.verdict import Verdict, judge
 
 ROW = "digits"
 REFERENCES = "logfiles/digits/seed-*"
-UNCHANGED = range(21, 41)
+UNCHANGED = range(21, 71)
 SEEDS = range(101, 104)
 STEP, PAIR_STEP = 10, 50  # iterations between two looks, at a run against all references and against one
 PERIOD = 10  # and between two lines of a published log
@@ -90,17 +92,8 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "half of the batch": ("global_batch=32",),
     "layer-wise decay 0.8": ("optim.layerwise_decay=0.8",),
 }
-# Every printed line shows these, so a tenth of the run tells all that can be told.
-IN_A_COLUMN = {
-    "learning rate × 2",
-    "learning rate × 1.1",
-    "learning rate × 1.01",
-    "warm-up of 50 in place of 100",
-    "10 % more iterations",
-    "weight decay constant",
-    "teacher's momentum constant",
-    "half of the batch",
-}
+# Only curves show these, later than in a tenth of the run.
+SLOW = {"Sinkhorn with one iteration", "layer-wise decay 0.8"}
 
 
 @dataclass(frozen=True)
@@ -112,29 +105,32 @@ class Trial:
     overrides: tuple[str, ...]
 
     @property
-    def ends(self) -> tuple[str, ...]:
-        """The states in which the run is as far as it is to go."""
-        return ("finished", "paused") if self.fault in IN_A_COLUMN else ("finished",)
+    def short(self) -> bool:
+        """Whether a tenth of the run is trained."""
+        return bool(self.fault) and self.fault not in SLOW
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What the verdicts on a run said, held against `references` runs.
 
-    detected: at some look a check failed, or the outcome was that the run is worse, better or another one's. share: of
-    the run that was needed until then. layer, check: what said it first. effects: of each metric the run's difference
-    from the references at the end, and the smallest difference that the verdict says would be seen.
+    share: of the run that was needed until at some look a check failed, or the outcome was that the run is worse,
+    better or another one's; None where that never was. layer, check: what said it first. effects: of each metric the
+    run's difference from the references at the end, and the smallest difference that the verdict says would be seen.
     """
 
     fault: str
     seed: int
     references: int
     final: str
-    detected: bool
     layer: str | None
     check: str | None
     share: float | None
     effects: dict[str, tuple[float, float]]
+
+    @property
+    def detected(self) -> bool:
+        return self.share is not None
 
 
 def list_trials() -> Iterator[Trial]:
@@ -147,15 +143,16 @@ def list_trials() -> Iterator[Trial]:
 
 
 def train(trial: Trial) -> None:
-    """Train, evaluate and report one run, or take it up where it was cut off."""
-    command = ["nice", "-n", "10", sys.executable, "-m", "reproduce", "run", ROW, *trial.overrides]
-    command += [f"seed={trial.seed}", *(("--until", "10%") if trial.fault in IN_A_COLUMN else ())]
+    """Train and evaluate one run on one core, or take it up where it was cut off."""
+    commands = [("train", "--until", "10%")] if trial.short else [("train",), ("evaluate",)]
     with tempfile.TemporaryDirectory() as planted:
-        environment = dict(os.environ)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if trial.fault == IMAGES_MISSING:
             (Path(planted) / "sitecustomize.py").write_text(WITHOUT_A_TENTH)
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (planted, environment.get("PYTHONPATH"))))
-        subprocess.run(command, check=False, env=environment)
+        for command, *options in commands:
+            words = ["nice", "-n", "10", sys.executable, "-m", "reproduce", command, ROW, *trial.overrides]
+            subprocess.run([*words, f"seed={trial.seed}", *options], check=False, env=environment)
 
 
 def load_trial(trial: Trial) -> History | None:
@@ -163,7 +160,8 @@ def load_trial(trial: Trial) -> History | None:
     spec = load_run_spec(ROW, changes=trial.overrides, seed=trial.seed)
     folder = find_files(spec).folder
     state = folder / "state.json"
-    if not state.is_file() or json.loads(state.read_text())["state"] not in trial.ends:
+    ends = ("finished", "paused") if trial.short else ("finished",)
+    if not state.is_file() or json.loads(state.read_text())["state"] not in ends:
         return None
     history = load_history(folder)
     own = load_run_spec(ROW, changes=(), seed=trial.seed)
@@ -193,7 +191,7 @@ def judge_trial(history: History, references: Sequence[History], *, fault: str, 
         for result in verdict.metrics
         if result.difference is not None and result.detectable is not None
     }
-    return Outcome(fault, seed, len(references), verdict.outcome, share is not None, layer, check, share, effects)
+    return Outcome(fault, seed, len(references), verdict.outcome, layer, check, share, effects)
 
 
 def _first_reason(verdict: Verdict) -> tuple[str, str]:
@@ -323,6 +321,14 @@ def count_missed(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return counted
 
 
+def list_kept(path: Path, *, but: Collection[tuple[str, int]]) -> Iterator[Outcome]:
+    """The outcomes in an earlier verdicts.json, except of these faults and seeds."""
+    names = {item.name for item in dataclasses.fields(Outcome)}
+    for item in json.loads(path.read_text())["outcomes"]:
+        if (item["fault"], item["seed"]) not in but:
+            yield Outcome(**{name: value for name, value in item.items() if name in names})
+
+
 def _mean_effects(outcomes: Sequence[Outcome]) -> dict[str, float]:
     names = {name for item in outcomes for name in item.effects}
     return {name: statistics.mean(item.effects[name][0] for item in outcomes if name in item.effects) for name in names}
@@ -361,14 +367,14 @@ def render(summary: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", type=int, default=0, help="train at most so many more runs first")
+    parser.add_argument("--jobs", type=int, default=1, help="train so many at a time")
+    parser.add_argument("--keep", type=Path, help="a verdicts.json with outcomes of runs that are gone")
     parser.add_argument("--to", type=Path, default=Path("reports"), help="the folder for the tables")
     options = parser.parse_args()
     trials = list(list_trials())
-    left = options.train
-    for trial in trials:
-        if left > 0 and load_trial(trial) is None:
-            train(trial)
-            left -= 1
+    missing = [trial for trial in trials if options.train and load_trial(trial) is None]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(train, missing[: options.train]))
     references = [load_history(path) for path in sorted(Path.cwd().glob(REFERENCES))]
     outcomes, pairs = list[Outcome](), list[Outcome]()
     for place, mine in enumerate(references):
@@ -383,6 +389,7 @@ def main() -> None:
             pairs += [
                 judge_trial(history, [one], fault=trial.fault, seed=trial.seed, step=PAIR_STEP) for one in references
             ]
+    outcomes += list_kept(options.keep, but={(item.fault, item.seed) for item in outcomes}) if options.keep else []
     summary = summarize(outcomes, planned=len(trials)) | {
         "one reference": summarize_pairs(pairs),
         "columns": {row: schedule_shares(row) for row in COLUMN_ROWS},

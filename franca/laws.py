@@ -6,8 +6,11 @@ otherwise shows long before a loss does. All but the masked patches is derived h
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -49,7 +52,8 @@ class Law:
     spread: float
 
 
-def make_laws(recipe: Recipe) -> dict[str, Law]:
+@functools.lru_cache(maxsize=8)
+def make_laws(recipe: Recipe) -> Mapping[str, Law]:
     """The law of every draw that the recipe determines, by its name in `DRAWS`."""
     crops, sizes = recipe.crops, DIGITS if recipe.data.dataset == "digits" else PHOTOGRAPHS
     laws = {
@@ -58,7 +62,7 @@ def make_laws(recipe: Recipe) -> dict[str, Law]:
         **_photometric_laws(recipe.augment, crops=crops, inverted=recipe.quirks.blur_inverted),
         **_mask_laws(recipe),
     }
-    return {name: laws[name] for name in DRAWS}
+    return MappingProxyType({name: laws[name] for name in DRAWS})
 
 
 def mean_area(scale: tuple[float, float], *, width: int, height: int) -> float:

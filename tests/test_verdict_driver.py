@@ -88,11 +88,19 @@ print(*(len(load_dataset("digits", root="", split=split)) for split in ("train",
 def test_effects_of_faults_that_were_not_found_are_held_against_what_was_printed() -> None:
     """The mean over a fault's runs less that of unchanged ones; found runs do not count."""
 
-    def outcome(fault: str, effect: float, *, detected: bool = False) -> verdicts.Outcome:
+    def outcome(fault: str, effect: float, *, share: float | None = None) -> verdicts.Outcome:
         effects = {"knn_top1": (effect, 5.0)}
-        return verdicts.Outcome(fault, 1, 10, "consistent", detected, None, None, None, effects)
+        return verdicts.Outcome(fault, 1, 10, "consistent", None, None, share, effects)
 
-    runs = [outcome("", 1.0), outcome("", 3.0), outcome("KoLeo off", -4.0), outcome("KoLeo off", -6.0, detected=True)]
+    runs = [outcome("", 1.0), outcome("", 3.0), outcome("KoLeo off", -4.0), outcome("KoLeo off", -6.0, share=0.5)]
     assert verdicts.count_missed(runs) == {"runs": 1, "results": 1, "below": 0}  # -5 - 2 is beyond 5
     runs += [outcome("no clipping", 6.9)]
     assert verdicts.count_missed(runs) == {"runs": 2, "results": 2, "below": 1}
+
+
+def test_outcomes_of_runs_that_are_gone_are_kept() -> None:
+    """All that an earlier file holds but what was judged anew."""
+    file = ROOT / "reproduce" / "report" / "rates" / "digits.json"
+    every = list(verdicts.list_kept(file, but=()))
+    judged = {(item.fault, item.seed) for item in every[:3]}
+    assert list(verdicts.list_kept(file, but=judged)) == every[3:]

@@ -6,7 +6,7 @@ that they agree, where both logs have the columns: how large a crop can be depen
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def check_draws(mine: History, *, references: Sequence[History]) -> tuple[Check,
 
 
 def _check_group(
-    group: str, mine: History, *, recipe: Recipe, laws: dict[str, Law], references: Sequence[History]
+    group: str, mine: History, *, recipe: Recipe, laws: Mapping[str, Law], references: Sequence[History]
 ) -> Check:
     title, draws = GROUPS[group]
     blank = Check(
