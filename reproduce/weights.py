@@ -52,7 +52,8 @@ def evaluate_weights(
         raise WeightsFileError(f"{release.names[0]}: {listed}", mend="--anyway evaluates it nevertheless")
     for doubt in release.doubts:
         say(f"warning: {release.names[0]}: {doubt}")
-    folder = spec.root / "runs" / spec.name / f"weights-{protocol.px or release.grid_px or 'own'}"
+    # One level below the row's runs: it is none of them
+    folder = spec.root / "runs" / spec.name / "weights" / str(protocol.px or release.grid_px or "own")
     try:
         config = make_config(spec, site=site, device=protocol.device)
     except SiteError:
@@ -162,7 +163,8 @@ def _run_trainer(words: Sequence[str], *, file: Path, folder: Path) -> None:
                 print(line, end="", file=sys.stderr)
     code = process.returncode
     if code == 2:
-        raise WeightsFileError(said.removeprefix("error: ") or f"{file}: the evaluation was refused")
+        mend = "give a file of this row's released weights, as it was released; one that came damaged has to come again"
+        raise WeightsFileError(said.removeprefix("error: ") or f"{file}: the evaluation was refused", mend=mend)
     if code:
         raise FailedEvaluationError(f"the evaluation failed: {said or f'exit code {code}'}", path=folder)
 

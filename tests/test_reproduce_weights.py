@@ -13,6 +13,7 @@ from row_copies import copy_rows
 from franca.config import load_config
 from reproduce.errors import SiteError, WeightsFileError
 from reproduce.spec import load_spec
+from reproduce.standing import load_standings
 from reproduce.weights import Protocol, evaluate_weights, make_config
 from reproduce.weights_verdict import load_weights_verdicts
 
@@ -62,7 +63,7 @@ def test_weights_go_from_their_address_to_a_report(tmp_path: Path) -> None:
     for px, verdict in verdicts.items():
         assert verdict.checkpoint_sha256 == hashlib.sha256(files[px].read_bytes()).hexdigest()
         assert verdict.problems == ()
-        run = project / "runs" / "digits@1" / f"weights-{px}"
+        run = project / "runs" / "digits@1" / "weights" / str(px)
         assert load_config(run / "config.yaml").fingerprint == load_spec(ROW).fingerprint
         found = json.loads((run / "evaluation.json").read_text())
         assert (found["protocol"]["px"], found["grid_px"]) == (px, px)
@@ -92,6 +93,7 @@ def test_file_that_is_no_model_of_the_row_is_refused(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "wrong.pth: holds more than tensors, or is damaged" in result.stderr
     assert not list((project / "reports").glob("*"))
+    assert load_standings(project) == ((), None)
 
 
 def test_given_file_of_another_size_is_told(tmp_path: Path) -> None:

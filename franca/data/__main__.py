@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from franca.data.errors import DataError
+from franca.data.errors import DataError, MissingDataError
 from franca.data.index import manifest_path, parse_units
 from franca.data.journal import build_index
 from franca.data.layout import FOLDERS, Split, find_layout
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         found = [COMMANDS[options.command](options, split) for split in splits]
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
-        if options.command == "prepare":
+        if options.command == "prepare" and isinstance(error, MissingDataError):
             print(describe_source(options.name, root=options.root), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

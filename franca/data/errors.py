@@ -8,6 +8,10 @@ class DataError(ValueError):
     """Data that is missing or not what it should be; the message names the folder and what belongs in it."""
 
 
+class MissingDataError(DataError):
+    """A root that does not exist, or holds none of the data: they have to be fetched."""
+
+
 class UnreadableImageError(DataError):
     """One file that does not hold an image; the message names it."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from franca.data.errors import DataError
+from franca.data.errors import DataError, MissingDataError
 from franca.data.index import (
     FORMAT,
     Bytes,
@@ -74,7 +74,7 @@ def build_index(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         if not images:
-            raise DataError(f"{layout.path}: no images in this folder; {describe_layout(layout.dataset)}")
+            raise MissingDataError(f"{layout.path}: no images in this folder; {describe_layout(layout.dataset)}")
         return _finish(partial, units=units, layout=layout, manifest=manifest)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from franca.data.errors import DataError, read_or_refuse
+from franca.data.errors import DataError, MissingDataError, read_or_refuse
 
 Split = Literal["train", "test"]
 Kind = Literal["archives", "files"]
@@ -87,13 +87,15 @@ def find_folder(name: str, *, root: str, split: Split) -> str:
         raise DataError(f"{name} has no {split} split, it is only trained on; evaluate on imagenet1k")
     if not root:
         raise DataError(f"no data root is given for {name}; {describe_layout(name)}")
+    if Path(root).is_file():
+        raise DataError(f"{root}: this is a file; name the folder that holds {name}")
     if not Path(root).is_dir():
-        raise DataError(f"{root}: the data root of {name} does not exist; {describe_layout(name)}")
+        raise MissingDataError(f"{root}: the data root of {name} does not exist; {describe_layout(name)}")
     for below in FOLDERS[name][split]:
         if (Path(root) / below).is_dir():
             return below
     wanted = Path(root) / FOLDERS[name][split][0]
-    raise DataError(f"{wanted}: this folder of {name} does not exist; {describe_layout(name)}")
+    raise MissingDataError(f"{wanted}: this folder of {name} does not exist; {describe_layout(name)}")
 
 
 def describe_layout(name: str) -> str:

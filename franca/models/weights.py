@@ -48,7 +48,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path}: holds more than tensors, or is damaged; it was not executed") from error
     except Exception as error:  # what damaged bytes raise in torch's unpickler is any of a dozen types
-        raise WeightsError(f"{path}: not a weights file, or damaged: {_first_line(error)}") from error
+        raise WeightsError(f"{path}: not a weights file, or damaged: {_first_sentence(error)}") from error
     return _state_dict(content, path)
 
 
@@ -174,6 +174,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:NAMES_SHOWN]) + (", …" if len(ordered) > NAMES_SHOWN else "")
 
 
-def _first_line(error: Exception) -> str:
-    """A type and what it says, for what is raised may say no more than a number."""
-    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+def _first_sentence(error: Exception) -> str:
+    """A type and what it says, for what is raised may say no more than a number; torch goes on with advice."""
+    return ": ".join([type(error).__name__, *str(error).partition(". ")[0].splitlines()[:1]])
