@@ -208,7 +208,7 @@ def render_overlay(title: str, curves: Sequence[tuple[str, Floats, Floats]], *, 
         panel.stretched.append(f"<g><title>{escape(label)}</title>{line}</g>")
         if len(curve.share) == 1:
             done, value = (float(column[-1]) for column in curves[number][1:])
-            panel.fixed.append(_dot(panel, done, value, kind=f"hue-{number % HUES}", label=label))
+            panel.fixed.append(_dot(span, panel, done, value, kind=f"hue-{number % HUES}", label=label))
     _draw_values(panel, count=5, unit=unit)
     draw_iterations(panel)
     return Figure(title, "", svg.render_panel(panel, below=LABELS_PX))
