@@ -84,7 +84,10 @@ def equal(one: Value, other: Value, *, tolerance: float = 0.0) -> bool:
 
 
 def cross_checks(spec: Spec) -> tuple[CrossCheck, ...]:
-    """Relations between facts: batch and GPUs, learning rates, lengths of the schedules, passes over the data, cost."""
+    """Relations between facts: batch and GPUs, learning rates, lengths of the schedules, passes over the data, cost.
+
+    And whether the log that runs are judged by is where the row says.
+    """
     return tuple(_cross_checks(spec))
 
 
@@ -187,6 +190,14 @@ def _cross_checks(spec: Spec) -> Iterator[CrossCheck]:
         "for orientation",
         None,
     )
+    for pattern, paths in spec.published_log.here(spec.root).items():
+        mine = spec.published_log.state == "ours"
+        yield CrossCheck(
+            "Log that runs are judged by",
+            f"{len(paths)} of {pattern} here" if paths else f"nothing is at {pattern}",
+            "it belongs in this project" if mine else f"`reproduce fetch {spec.row}` brings it",
+            True if paths else False if mine else None,
+        )
     if resources.gpus and resources.gpu_hours:
         seconds = resources.gpu_hours * 3600 / (recipe.iterations * resources.gpus)
         yield CrossCheck(

@@ -13,7 +13,10 @@ from reproduce.terminal import render_table
 
 @dataclass(frozen=True)
 class RowState:
-    """A row and how far its own run came; `run` and `verdict` are None where there is none. GPUs 0: a CPU."""
+    """A row and how far its own run came; `run` and `verdict` are None where there is none. GPUs 0: a CPU.
+
+    log_here: whether all files that the row names as its log are in the project.
+    """
 
     row: str
     version: int
@@ -22,6 +25,7 @@ class RowState:
     gpus: int
     gpu_hours: float | None
     log: str
+    log_here: bool
     run: str | None
     verdict: str | None
 
@@ -39,6 +43,7 @@ def list_row_states() -> tuple[tuple[RowState, ...], tuple[SpecError, ...]]:
             gpus=row.gpus,
             gpu_hours=row.gpu_hours,
             log=row.log,
+            log_here=row.log_here,
             run=_describe_run(root / "runs" / f"{row.row}@{row.version}" / "main"),
             verdict=_read_outcome(root / "reports" / f"{row.row}.json"),
         )
@@ -55,7 +60,7 @@ def render_rows(states: tuple[RowState, ...], *, width: int) -> str:
             state.row,
             str(state.gpus or "CPU"),
             "" if state.gpu_hours is None else f"{state.gpu_hours:,.0f}",
-            state.log,
+            state.log if state.log_here else f"{state.log}, not here",
             state.run or "–",
             state.verdict or "–",
             state.title,

@@ -21,7 +21,7 @@ def load_references(log: PublishedLog, *, root: Path) -> tuple[History, ...]:
 
     Raises `LogError` where a file is not the one that was published.
     """
-    here = [path for pattern in log.local for path in sorted(root.glob(pattern))]
+    here = [path for paths in log.here(root).values() for path in paths]
     for path in here:
         if path.is_file():
             _check_hash(path.read_bytes(), log=log, where=str(path))

@@ -78,6 +78,10 @@ class PublishedLog:
     local: tuple[str, ...]
     note: str | None
 
+    def here(self, root: Path) -> dict[str, tuple[Path, ...]]:
+        """What of each of `local` lies in the project."""
+        return {pattern: tuple(sorted(root.glob(pattern))) for pattern in self.local}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -133,7 +137,7 @@ class Change:
 
 @dataclass(frozen=True)
 class RowSummary:
-    """What a table of rows shows; read from the row's file alone."""
+    """What a table of rows shows; read from the row's file alone. log_here: nothing of the log's files is missing."""
 
     row: str
     version: int
@@ -142,6 +146,7 @@ class RowSummary:
     gpus: int
     gpu_hours: float | None
     log: str
+    log_here: bool
     path: Path
 
 
@@ -237,6 +242,7 @@ def _summary(path: Path) -> RowSummary:
             gpus=resources["gpus"],
             gpu_hours=resources["gpu_hours"],
             log=log["state"],
+            log_here=all(any(path.parent.parent.glob(pattern.lstrip("/"))) for pattern in log["local"]),
             path=path,
         )
     except (KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from row_copies import copy_rows
 
 from reproduce.audit import (
     audit,
@@ -15,7 +16,7 @@ from reproduce.audit import (
     render_audit,
     render_value,
 )
-from reproduce.spec import Claim, ClaimedValue, Spec, load_spec
+from reproduce.spec import Claim, ClaimedValue, Spec, list_rows, load_spec
 
 ROOT = Path(__file__).parents[1]
 FRANCA_B = load_spec("franca-B-in21k", root=ROOT)
@@ -113,6 +114,22 @@ def test_passes_over_the_data_are_computed() -> None:
     checks = {check.title: check for check in cross_checks(FRANCA_B)}
     assert checks["Passes over the data"].computed == "1,280,000,000 images of 13,153,500 = 97.3"
     assert checks["Seconds per iteration"].computed.endswith("= 0.271 s")
+
+
+def test_log_that_is_not_where_the_row_says_is_found(tmp_path: Path) -> None:
+    """A log of this project that no file is at is a mistake; one that was published may not be fetched yet."""
+    project = copy_rows(tmp_path)
+    found = {row: cross_checks(load_spec(row, root=project)) for row in ("digits", "franca-B-in21k")}
+    checks = {row: next(check for check in found[row] if check.title.startswith("Log that")) for row in found}
+    assert checks["digits"].agrees is False
+    assert checks["digits"].computed == "nothing is at logfiles/digits/seed-*"
+    assert checks["franca-B-in21k"].agrees is None
+    assert "reproduce fetch franca-B-in21k" in checks["franca-B-in21k"].expected
+    (project / "logfiles/digits/seed-1").mkdir(parents=True)
+    assert not [check for check in cross_checks(load_spec("digits", root=project)) if check.agrees is False]
+    assert {row.row: row.log_here for row in list_rows(root=project)} == {
+        row.row: row.log != "published" for row in list_rows(root=project)
+    }
 
 
 def test_text_holds_values_sources_and_choice() -> None:
