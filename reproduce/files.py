@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from reproduce.quantities import printable
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that a reader, or a crash, finds either as it was or complete."""
@@ -66,5 +68,4 @@ def unwritable(folder: Path) -> str | None:
 
 def short_path(path: Path) -> str:
     """A path as it can be typed here, relative below the working directory; what cannot be printed is replaced."""
-    text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return printable(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from reproduce.console import Changes, ExitZero, Json, Row, Seed, command, show_verdict
-from reproduce.terminal import printable
+from reproduce.quantities import printable
 
 
 @command("watch")

@@ -13,7 +13,7 @@ from reproduce.asking import command_line
 from reproduce.console import ExitZero, Json, command, show, show_verdict, width
 from reproduce.errors import LogError, ReproduceError
 from reproduce.files import short_path
-from reproduce.terminal import printable
+from reproduce.quantities import printable
 
 AxisName = Literal["iteration", "progress", "images", "gpu-hours"]
 

@@ -43,7 +43,13 @@ JUDGING_CODE = (
     "reproduce/records.py",
     "reproduce/verdict.py",
 )
-REPORTING_CODE = ("reproduce/audit.py", "reproduce/axes.py", "reproduce/figures", "reproduce/report")
+REPORTING_CODE = (
+    "reproduce/audit.py",
+    "reproduce/axes.py",
+    "reproduce/figures",
+    "reproduce/quantities.py",
+    "reproduce/report",
+)
 
 Stage = dict[str, Any]
 

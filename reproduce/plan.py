@@ -11,6 +11,7 @@ from franca.config import Execution
 from franca.flops import count_parameters, peak_tflops, step_flops
 from franca.memory import Memory, checkpoint_bytes, plan_memory
 from reproduce.errors import SpecError
+from reproduce.quantities import render_number
 from reproduce.resolve import find_missing, lay_out
 from reproduce.sites import Site
 from reproduce.spec import Spec
@@ -172,8 +173,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         (f"{parameters['backbone']:,} backbone + {parameters['heads']:,} heads = {parameters['trainable']:,} trained"),
     )
     parts = ("teacher_backbone", "teacher_heads", "student_backbone", "student_heads")
-    listed = ", ".join(f"{part.replace('_', ' ')} {_short(flops[part] / 1e9)}" for part in parts)
-    yield "GFLOP per image", f"{_short(flops['total'] / 1e9)}: {listed}"
+    listed = ", ".join(f"{part.replace('_', ' ')} {render_number(flops[part] / 1e9, digits=3)}" for part in parts)
+    yield "GFLOP per image", f"{render_number(flops['total'] / 1e9, digits=3)}: {listed}"
     machine = "GPU" if layout.device == "cuda" else "CPU process"
     nodes = "1 node" if layout.nodes == 1 else f"{layout.nodes} nodes"
     times = f", {layout.accumulation} times per iteration" if layout.accumulation > 1 else ""
@@ -182,11 +183,13 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield f"layout{' (documented)' if layout.documented else ''}", f"{said}{times}"
     for label, memory in (("memory", plan.memory), ("with recomputation", plan.memory_recomputed)):
         listed = ", ".join(
-            f"{part} {_short(size / 2**30)}" for part, size in memory.items() if size and part != "total"
+            f"{part} {render_number(size / 2**30, digits=3)}"
+            for part, size in memory.items()
+            if size and part != "total"
         )
-        yield f"GiB per {machine}, {label}", f"{_short(memory['total'] / 2**30)}: {listed}"
-    kept = f"{_short(plan.checkpoints_bytes / 1e9)} GB for those kept"
-    yield "checkpoint", f"{_short(plan.checkpoint_bytes / 1e9)} GB, {kept}"
+        yield f"GiB per {machine}, {label}", f"{render_number(memory['total'] / 2**30, digits=3)}: {listed}"
+    kept = f"{render_number(plan.checkpoints_bytes / 1e9, digits=3)} GB for those kept"
+    yield "checkpoint", f"{render_number(plan.checkpoint_bytes / 1e9, digits=3)} GB, {kept}"
     passes = f"{plan.epochs:,.1f} passes over {plan.images:,}"
     yield "data", f"{plan.iterations:,} iterations see {plan.images_seen:,} images: {passes}"
     if cost.gpu_hours is not None and cost.hours is not None and cost.images_per_second is not None:
@@ -199,9 +202,3 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     documented = "" if cost.documented_gpu_hours is None else f"{cost.documented_gpu_hours:,.0f} GPU-hours"
     yield "documented", documented or "no cost"
-
-
-def _short(value: float) -> str:
-    """A size or a cost with about three digits, never in powers of ten: 607, 44.6, 4.89, 0.036."""
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
-    return f"{value:,.{decimals}f}"

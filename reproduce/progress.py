@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.files import read_tail
+from reproduce.quantities import render_duration
 from reproduce.runs import read_state
 
 TAIL_BYTES = 16384  # some twenty lines: more than one, should the last be torn
@@ -66,18 +67,8 @@ def render_progress(progress: Progress) -> str:
         done, k, percent = progress.knn
         parts.append(f"{k}-NN {percent:.1f} % at {done}")
     if progress.seconds_left:
-        parts.append(f"{render_duration(progress.seconds_left)} left")
+        parts.append(f"{render_duration(round(progress.seconds_left))} left")
     return "  ".join(parts)
-
-
-def render_duration(seconds: float) -> str:
-    """A length of time in its two largest units: `42 s`, `3 min 5 s`, `2 h 10 min`, `17 d 4 h`."""
-    whole = round(seconds)
-    for size, unit, part_size, part_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            part = whole % size // part_size
-            return f"{whole // size} {unit} {part} {part_unit}" if part else f"{whole // size} {unit}"
-    return f"{whole} s"
 
 
 def newest_evaluation(folder: Path, *, target: float = math.inf) -> int | None:

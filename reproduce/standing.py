@@ -19,7 +19,7 @@ from reproduce.causes import find_cause
 from reproduce.errors import RunError
 from reproduce.files import is_locked, read_tail, short_path
 from reproduce.launch import Job
-from reproduce.progress import render_duration
+from reproduce.quantities import render_duration
 from reproduce.runs import newest_evaluator, newest_job, read_state
 from reproduce.terminal import render_table
 
@@ -206,7 +206,7 @@ def _cells(standing: Standing) -> tuple[str, ...]:
         standing.state + ("" if standing.certain else "?"),
         f"{standing.iteration}/{standing.of}" if standing.of else "–",
         "" if standing.images_per_second is None else f"{standing.images_per_second:,.0f}",
-        "" if standing.seconds_left is None else render_duration(standing.seconds_left),
+        "" if standing.seconds_left is None else render_duration(round(standing.seconds_left)),
         standing.checked or "–",
         str(standing.restarts or ""),
         standing.job or "",

@@ -5,7 +5,8 @@ import textwrap
 from reproduce.checks import MetricResult
 from reproduce.lineage import Lineage
 from reproduce.logs import ParsedLog
-from reproduce.terminal import paint, printable, render_list, render_table
+from reproduce.quantities import printable
+from reproduce.terminal import paint, render_list, render_table
 from reproduce.verdict import Verdict
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import typer
 
+from reproduce.quantities import printable
+
 COLORS = {
     "pass": "green", "agree": "green", "reproduced": "green", "consistent": "green", "on track": "green",
     "warn": "yellow", "conflict": "yellow", "variant": "yellow", "better": "yellow",
@@ -27,11 +29,6 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width:
         indent = " " * (sum(widths) + len(GAP) * len(widths))
         lines += [indent + more for more in last[1:]]
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """The text on one line, with every character that could steer the terminal replaced."""
-    return "".join(character if character.isprintable() else " " if character.isspace() else "�" for character in text)
 
 
 def printable_lines(text: str) -> str:

@@ -14,7 +14,7 @@ TESTS = sorted((ROOT / "tests").glob("*.py"))
 
 # Data goes one way: a module of the harness imports only modules to its left.
 LAYERS = (
-    "errors files terminal places validate compose sources overrides rules versions spec sites containers",
+    "errors quantities files terminal places validate compose sources overrides rules versions spec sites containers",
     "resolve audit plan",
     "attempts snapshot launch runs evaluator",
     "json_text problems labels log_head records dialects logs lineage frames curves bands",

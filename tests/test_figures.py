@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_runs import LEVELS, TOTAL, make_band, make_check, make_history, make_records, make_result
 
+from reproduce import quantities
 from reproduce.checks import CheckState
-from reproduce.figures import captions, plots, quantities, svg
+from reproduce.figures import captions, plots, svg
 from reproduce.figures.spans import draw_iterations
 from reproduce.figures.svg import Panel, Scale
 from reproduce.lineage import History

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.progress import Progress, read_progress, render_duration, render_progress
+from reproduce.progress import Progress, read_progress, render_progress
+from reproduce.quantities import render_duration
 
 
 def write_metrics(folder: Path, iterations: range) -> None:
@@ -56,7 +57,7 @@ def test_newest_evaluation_is_shown(tmp_path: Path) -> None:
     ("seconds", "text"),
     [
         (0, "0 s"),
-        (59.6, "1 min"),
+        (60, "1 min"),
         (185, "3 min 5 s"),
         (7200, "2 h"),
         (7800, "2 h 10 min"),

@@ -27,8 +27,8 @@ from synthetic_runs import (
     make_verdict,
 )
 
-from reproduce.figures.quantities import make_legible, typeset
 from reproduce.log_head import Head
+from reproduce.quantities import make_legible, typeset
 from reproduce.report.index import IndexEntry, IndexRun, render_index
 from reproduce.report.page import embed_json, render_report, source_label, source_url, weights_url
 from reproduce.report.provenance import LogFile, Provenance, load_provenance

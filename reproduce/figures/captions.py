@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from reproduce.checks import Band, Check
-from reproduce.figures.quantities import make_legible, metric_title, plural
 from reproduce.figures.svg import Floats
 from reproduce.lineage import History
 from reproduce.logs import Record
+from reproduce.quantities import make_legible, metric_title, plural
 
 
 def series(records: Iterable[Record], metric: str) -> tuple[Floats, Floats]:

@@ -24,11 +24,11 @@ from reproduce.errors import LogError, ReproduceError
 from reproduce.figures import svg
 from reproduce.figures.captions import describe_knn, has_metric, knn_points, series
 from reproduce.figures.plots import loss_scale
-from reproduce.figures.quantities import metric_title, plural, render_count, render_fixed, render_number, typeset
 from reproduce.figures.svg import Floats, Scale
 from reproduce.files import write_whole
 from reproduce.layers.knn import primary_k
 from reproduce.lineage import History
+from reproduce.quantities import metric_title, plural, render_count, render_fixed, render_number, typeset
 
 METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None}}
 WIDTH_IN, ROW_IN, LEGEND_IN = 3.33, 1.16, 0.3  # a column of a two-column page is 3.25 to 3.5 inches wide

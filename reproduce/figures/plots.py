@@ -10,10 +10,10 @@ from markupsafe import Markup
 from reproduce.checks import Band, Check, MetricResult
 from reproduce.figures import svg
 from reproduce.figures.captions import describe_band, describe_knn, describe_schedule, knn_points, series
-from reproduce.figures.quantities import MINUS, metric_title, plural, render_number
 from reproduce.figures.spans import Span, draw_axis, draw_iterations
 from reproduce.figures.svg import Floats, Panel, Scale, Thinned, percent
 from reproduce.lineage import History, Lineage
+from reproduce.quantities import MINUS, metric_title, plural, render_number
 
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
 HUES = 8  # of curves that are drawn over one another
@@ -23,8 +23,8 @@ CHECKPOINTS = 60  # ticks at most
 LABEL_PX = 13  # the height of a label
 LABELS_PX = 26  # room for tick labels under a panel
 BAND_AIR = 0.4  # of the curves' range: a wide band leaves the frame, so that the curves stay legible
-REFERENCE_COLUMNS = 200  # reference runs are background: half the points of the run that is judged
-REFERENCE_POINTS = 4000  # of all of them in a figure: of more than twenty, each has fewer
+REFERENCE_COLUMNS = 200  # reference runs are background: half the points of the run that is judged, and of more
+REFERENCE_POINTS = 4000  # than twenty fewer
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def render_loss_figure(
 
     def draw(panel: Panel, scales: Sequence[Scale]) -> None:
         own, *drawn = _thinned(curves, scales)
-        # What was overwritten took no place on an axis of what counts.
-        _draw_curves(panel, own, drawn, ghosts=_ghosts(mine, metric, span) if panel.x is span else [])
+        ghosts = _ghosts(mine, metric, span) if panel.x is span else []  # elsewhere, what counts takes all the axis
+        _draw_curves(panel, own, drawn, ghosts=ghosts)
         _draw_events(panel, mine)
 
     if band is not None:
@@ -119,9 +119,8 @@ def render_knn_figure(
     title, caption = describe_knn(k, mine=mine, references=references, band=band)
     curves = [knn_points(run.knn, k) for run in (mine, *references)]
     shown = [value for points in curves for _, value in points]
-    edges = (
-        [] if band is None else [min(max(edge, 0.0), 100.0) for edge in (*band.lower, *band.upper) if edge is not None]
-    )
+    edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
+    edges = [min(max(edge, 0.0), 100.0) for edge in edges]
     panel = Panel(span, svg.value_scale([*shown, *edges, *(level.value for level in levels)], pad=0.1), KNN_PX,
                   title, caption)  # fmt: skip
     if band is not None:
@@ -243,10 +242,9 @@ def _render_over(
 
 def _thinned(curves: Sequence[tuple[Floats, Floats]], scales: Sequence[Scale]) -> list[Thinned]:
     """Mine in all its columns, then the reference runs, each on its scale."""
-    own, *others = zip(curves, scales, strict=True)
-    columns = min(REFERENCE_COLUMNS, REFERENCE_POINTS // max(len(others), 1) + 1)
-    drawn = [svg.thin(*curve, scale=scale, columns=columns) for curve, scale in others]
-    return [svg.thin(*own[0], scale=own[1]), *drawn]
+    theirs = min(REFERENCE_COLUMNS, REFERENCE_POINTS // max(len(curves) - 1, 1) + 1)
+    columns = [svg.COLUMNS, *[theirs] * (len(curves) - 1)]
+    return [svg.thin(*curve, scale=scale, columns=n) for curve, scale, n in zip(curves, scales, columns, strict=True)]
 
 
 def _draw_curves(

@@ -12,9 +12,9 @@ import numpy as np
 
 from reproduce.axes import Axis, axis_knots
 from reproduce.errors import LogError
-from reproduce.figures.quantities import render_count
 from reproduce.figures.svg import Panel, Scale, decade_ticks, draw_x_axis, iteration_scale, linear_ticks
 from reproduce.lineage import History
+from reproduce.quantities import render_count
 
 TITLES: dict[Axis, str] = {"progress": "share of the run", "images": "images seen", "gpu-hours": "GPU-hours"}
 

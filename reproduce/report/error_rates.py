@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.errors import ReproduceError
-from reproduce.figures.quantities import NONE, plural
+from reproduce.quantities import NONE, plural
 
 MEASURED = Path(__file__).parent / "rates"  # a file for each row on which rates were measured
 

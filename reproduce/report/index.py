@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reproduce.audit import Finding, audit
-from reproduce.figures.quantities import plural, render_fixed, render_value
+from reproduce.quantities import plural, render_fixed, render_value
 from reproduce.report.page import render_page
 from reproduce.report.sections import LAYERS, NOT_COMPARED, OUTCOMES, STATE_WORDS, split_metrics, worst_state
 from reproduce.report.weights_section import TONES

@@ -15,17 +15,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from reproduce import quantities
 from reproduce.audit import Finding, audit, cross_checks
 from reproduce.checks import Band
 from reproduce.curves import LOSSES, TOTAL
-from reproduce.figures import plots, quantities
+from reproduce.figures import plots
 from reproduce.figures.captions import has_metric
-from reproduce.figures.quantities import plural, render_value
 from reproduce.figures.spans import Span, linear, make_spans
 from reproduce.figures.svg import Scale, iteration_scale
 from reproduce.layers.data import find_replay
 from reproduce.layers.knn import primary_k
 from reproduce.lineage import History
+from reproduce.quantities import plural, render_value
 from reproduce.report import run_facts, sections
 from reproduce.report.error_rates import load_error_rates
 from reproduce.report.provenance import Provenance

@@ -10,8 +10,8 @@ from typing import Any
 from franca.config import to_mapping
 from reproduce.figures.captions import series
 from reproduce.figures.plots import LAUNCHES_SHOWN
-from reproduce.figures.quantities import NONE, plural, render_duration, render_number, render_value
 from reproduce.lineage import History, Launch, Lineage, log_period
+from reproduce.quantities import NONE, plural, render_duration, render_number, render_value
 from reproduce.report.provenance import Provenance
 from reproduce.runs import margins_sha256
 from reproduce.spec import Spec

@@ -12,8 +12,8 @@ from reproduce.audit import Finding, equal
 from reproduce.checks import Check, MetricResult
 from reproduce.curves import LOSSES
 from reproduce.figures.plots import render_interval
-from reproduce.figures.quantities import plural, render_fixed, render_number
 from reproduce.lineage import History
+from reproduce.quantities import plural, render_fixed, render_number
 from reproduce.spec import Claim, Metric, Spec
 from reproduce.verdict import Verdict
 

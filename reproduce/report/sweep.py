@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from reproduce.curves import TOTAL
 from reproduce.figures.captions import as_columns, knn_points, series
 from reproduce.figures.plots import HUES, Figure, render_overlay
-from reproduce.figures.quantities import plural
 from reproduce.figures.svg import iteration_scale
 from reproduce.lineage import History
+from reproduce.quantities import plural
 from reproduce.report.page import render_page
 from reproduce.report.sections import OUTCOMES
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reproduce.figures.quantities import render_fixed
+from reproduce.quantities import render_fixed
 from reproduce.weights_verdict import Comparison, WeightsVerdict
 
 TONES = {"reproduced": "pass", "consistent": "partial", "differs": "fail", "no reference": "unknown"}

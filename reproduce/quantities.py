@@ -1,4 +1,4 @@
-"""Numbers and values in, the text that a reader sees out: one notation for reports, badges and figures."""
+"""Numbers and values in, the text that a reader sees out: one notation for reports, badges, figures and plans."""
 
 import math
 import re
@@ -37,6 +37,11 @@ def make_legible(text: str) -> str:
 def typeset(text: str) -> str:
     """A sentence with true minus signs, and percent signs that stay with their number."""
     return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", re.sub(r"(?<![\w.)\]/-])-(?=[\d.])", MINUS, text))
+
+
+def printable(text: str) -> str:
+    """The text on one line, with every character that could steer what stands around it replaced."""
+    return "".join(character if character.isprintable() else " " if character.isspace() else "�" for character in text)
 
 
 def plural(count: int, one: str, many: str = "") -> str:
