@@ -16,6 +16,7 @@ from reproduce.endings import FailedRunError
 from reproduce.errors import RunError, SiteError
 from reproduce.files import held, short_path
 from reproduce.launch import Job, evaluation_parameters, render_script, submit, with_snapshot
+from reproduce.progress import newest_evaluation
 from reproduce.resolve import Resolved
 from reproduce.runs import is_apart, newest_evaluator, newest_job, record_evaluator
 from reproduce.snapshot import CODE, snapshot_path, take_snapshot
@@ -67,7 +68,11 @@ class Beside:
                 self._wait(job)
             elif not waiting:
                 if self.seen is not None:
-                    self.say(f"{short_path(self.folder)}: every teacher is evaluated")
+                    newest = newest_evaluation(self.folder)
+                    said = f"every teacher is evaluated, the last after {newest} iterations"
+                    if newest is None:
+                        said = "the untrained network is evaluated, no teacher is due yet"
+                    self.say(f"{short_path(self.folder)}: {said}")
                 return
             else:
                 if job is None or job != self.seen or self._is_worth_another(job):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from reproduce.bands import LOG_TIME_CORRELATION
 from reproduce.checks import Check, MetricResult, plural, the_references
-from reproduce.layers.losses import LossBands, detectable_shares
+from reproduce.layers.losses import LossBands, detectable_shares, shortest_log
 from reproduce.layers.results import KNN
 from reproduce.lineage import History
 
@@ -239,8 +239,20 @@ def _say_nothing_compared(grounds: Grounds) -> str:
     if not grounds.mine.lineage.records:
         return "Nothing to judge: the log has no iteration lines."
     if grounds.references:
-        return f"Nothing that decides could be compared with {grounds.ground}.{_say_untrained(grounds)}{alone}"
+        nothing = f"Nothing that decides could be compared with {grounds.ground}."
+        return f"{nothing}{_say_too_short(grounds)}{_say_untrained(grounds)}{alone}"
     return f"Nothing to hold the run against: no reference run and no published value.{alone}"
+
+
+def _say_too_short(grounds: Grounds) -> str:
+    """How long the logs must be for curves to be compared, where the shortest is not."""
+    runs = (grounds.mine, *grounds.references)
+    if not all(run.lineage.records for run in runs):
+        return ""
+    needed, shortest = shortest_log(grounds.references, bands=grounds.bands), min(runs, key=lambda run: run.done)
+    if shortest.done >= needed:
+        return ""
+    return f" Curves take {plural(needed, shortest.unit)} of every log; {shortest.name} has {shortest.done:,}."
 
 
 def _say_untrained(grounds: Grounds) -> str:

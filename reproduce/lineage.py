@@ -148,6 +148,15 @@ def load_history(path: Path) -> History:
     return _make_history(path, parsed, text=None, knn={}, config=None, state=None, problems=())
 
 
+def folder_logs(folder: Path) -> list[Path]:
+    """The logs of a run folder, the one that counts first. Raises `RunError` where there is none."""
+    found = [path for name in FOLDER_LOGS if (path := folder / name).is_file()]
+    if not found:
+        mend = "name a run folder, a folder of logfiles/, or a log file"
+        raise RunError("no training_metrics.json, log.txt, logs/log.txt or summary.csv here", path=folder, mend=mend)
+    return found
+
+
 def _segments(records: Sequence[Record], step: int) -> tuple[list[list[Record]], list[Record]]:
     """Records cut wherever the iteration does not rise, lines are missing, or the log says that a process started.
 
@@ -188,10 +197,7 @@ def _launch_problems(launch: Launch, *, reach: int, path: str) -> list[Problem]:
 
 
 def _load_folder(folder: Path) -> History:
-    found = [path for name in FOLDER_LOGS if (path := folder / name).is_file()]
-    if not found:
-        mend = "name a run folder, a folder of logfiles/, or a log file"
-        raise RunError("no training_metrics.json, log.txt, logs/log.txt or summary.csv here", path=folder, mend=mend)
+    found = folder_logs(folder)
     parsed = _parse_known(found[0])
     has_means = any(key.startswith("mean_") for record in parsed.records[:1] for key in record.values)
     text = _parse_known(found[1]) if len(found) > 1 and not has_means and parsed.dialect not in TEXT else None

@@ -47,6 +47,8 @@ def follow_run(
 ) -> Verdict | None:
     """Judge a run again whenever its log has grown, until it has ended; the last verdict, None without a line.
 
+    Each check is said as it turns while the run is being trained.
+
     With `stop_on_failed` a run that a check proves off is asked to stop, as Ctrl-C would: it saves a checkpoint and can
     be resumed. Raises `RunError` where there is no such run, or none that was ever started.
     """
@@ -63,7 +65,8 @@ def follow_run(
             began, before, seen = time.monotonic(), verdict, now
             verdict = judge(load_history(files.folder), references, spec=files.spec)
             for event in _turns(before, verdict):
-                say(_render(event))
+                if running:  # of one that has ended, all are in the verdict
+                    say(_render(event))
                 send(event, verdict=verdict, notify=notify, say=say)
             took = time.monotonic() - began
         elif not now and running and not waited:

@@ -11,7 +11,7 @@ import typer
 
 from reproduce.asking import command_line
 from reproduce.console import ExitZero, Json, command, show, show_verdict, width
-from reproduce.errors import LogError, ReproduceError
+from reproduce.errors import ReproduceError
 from reproduce.files import short_path
 from reproduce.quantities import printable
 
@@ -40,15 +40,17 @@ def compare_logs(
     references = [load_history(path) for path in theirs]
     found = [compare_runs(load_history(path), references, axis=x) for path in (mine, *(also or ()))]
     verdicts = [comparison.verdict for comparison in found]
-    if html is not None:
-        write_comparison(
-            verdicts[0], mine=found[0].mine, references=found[0].references, path=html, command=command_line()
-        )
     if as_json and also:
         typer.echo(f"[{','.join(verdict.to_json() for verdict in verdicts)}]")
     else:
         for verdict in verdicts:
-            show_verdict(verdict, as_json=as_json, path=html)
+            show_verdict(verdict, as_json=as_json, path=None)
+    if html is not None:  # should it not be written, the verdict is there
+        write_comparison(
+            verdicts[0], mine=found[0].mine, references=found[0].references, path=html, command=command_line()
+        )
+        if not as_json:
+            typer.echo(f"\n{short_path(html)}")
     return 0 if exit_zero else max(verdict.exit_code for verdict in verdicts)
 
 
@@ -69,22 +71,20 @@ def draw_figure(
 
 @command("parse")
 def parse_file(
-    file: Annotated[Path, typer.Argument(help="A log.")],
+    file: Annotated[Path, typer.Argument(help="A run folder or a log.")],
     csv: Annotated[
         Path | None, typer.Option(help="Write the iterations that count as a table there; - prints.")
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Parse a log and show what is in it: launches, metrics and whatever is broken. Exits with 3 if it holds none."""
-    from reproduce.lineage import FOLDER_LOGS, make_lineage
+    from reproduce.lineage import folder_logs, make_lineage
     from reproduce.logs import parse_log
     from reproduce.tables import render_log
 
     if as_json and csv == Path("-"):
         raise ReproduceError("--json and --csv - would both print", mend="name a file: --csv FILE")
-    if file.is_dir():
-        inside = next((file / name for name in FOLDER_LOGS if (file / name).is_file()), file / "log.txt")
-        raise LogError("a folder, not a log", path=file, mend=f"name a file of it: reproduce parse {inside}")
+    file = folder_logs(file)[0] if file.is_dir() else file
     log = parse_log(file)
     lineage = make_lineage(log.records, path=str(file))
     if csv is not None and log.records:

@@ -71,7 +71,7 @@ def test_killed_evaluator_is_launched_again_and_killed_harness_replaced(tmp_path
     screen = Notes()
     assert train(make_resolved(folder, **changes), command=COMMAND, screen=screen).state == "finished"
     assert newest_evaluator(folder) == second
-    assert f"{folder}: every teacher is evaluated" in screen.said
+    assert f"{folder}: every teacher is evaluated, the last after 300 iterations" in screen.said
     assert len(knn_files(folder)) == 4
     assert len(read_provenance(folder)["launches"]) == 1
 

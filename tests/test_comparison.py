@@ -93,6 +93,17 @@ def test_dinov3_among_themselves_are_scaled_where_all_say_how() -> None:
     assert "DINOv3's were scaled" in comparison.verdict.cannot_conclude[0]
 
 
+@pytest.mark.parametrize(("references", "needed"), [(1, 35), (3, 25)])
+def test_log_that_is_too_short_is_told_how_long_it_must_be(references: int, needed: int, tmp_path: Path) -> None:
+    """One epoch less than the number said and nothing is compared; at the number, the curve is."""
+    sentences = []
+    for epochs in (needed - 1, needed):
+        runs = [load_history(write_epochs(tmp_path / f"{seed}", epochs=epochs, seed=seed)) for seed in range(4)]
+        sentences.append(compare_runs(runs[0], runs[1 : 1 + references]).verdict.sentence)
+    assert f"Curves take {needed} epochs of every log; 0 has {needed - 1}." in sentences[0]
+    assert "Curves take" not in sentences[1]
+
+
 def test_epochs_against_epochs(tmp_path: Path) -> None:
     """Two logs of one object an epoch are compared by their curves; one that lies higher is outside of its band."""
     reference = load_history(write_epochs(tmp_path / "a", epochs=300))
@@ -230,14 +241,20 @@ def test_report_over_another_axis(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["compare", *runs, "--x", "progress", "--html", str(page), "--exit-zero"])
     assert answer.exit_code == 0, answer.output
     assert "share of the run" in page.read_text()
+    answer = CliRunner().invoke(app, ["compare", *runs, "--html", str(tmp_path / "no" / "page.html")])
+    assert answer.exit_code == 2
+    assert "What could not be concluded" in answer.stdout  # the verdict is not lost with its page
 
 
 def test_parse_says_what_is_wrong_with_what_it_was_given(tmp_path: Path) -> None:
-    """A folder is a mistake with the file to name in its place; rubbish as a table on stdout is said on stderr."""
+    """Of a run folder the log is taken, where it has one; rubbish as a table on stdout is said on stderr."""
     folder = write_run(simulate(1), tmp_path / "run")
     answer = CliRunner().invoke(app, ["parse", str(folder)])
+    assert answer.exit_code == 0
+    assert f"{folder / 'training_metrics.json'}: " in answer.stdout
+    answer = CliRunner().invoke(app, ["parse", str(folder / "eval")])
     assert answer.exit_code == 2
-    assert "training_metrics.json" in answer.stderr
+    assert "no training_metrics.json" in answer.stderr
     rubbish = tmp_path / "bin"
     rubbish.write_bytes(bytes(range(256)))
     answer = CliRunner().invoke(app, ["parse", str(rubbish), "--csv", "-"])

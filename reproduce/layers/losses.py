@@ -1,6 +1,7 @@
 """L4: the loss curves, in block means, against the simultaneous band of the reference runs."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from reproduce.bands import Limits, spread_band, wander_band
+from reproduce.bands import WANDER_LAG, Limits, spread_band, wander_band
 from reproduce.checks import Band, Check, finite_numbers, plural, quote, the_references
 from reproduce.curves import BLOCKS_PER_OCTAVE, FIRST_BLOCK, LOSSES, Blocks, block_edges, has_exact_means, make_blocks
 from reproduce.layers.configuration import koleo_images
@@ -117,6 +118,18 @@ def detectable_shares(bands: LossBands) -> dict[str, float]:
             block = int(np.flatnonzero(known[place])[-1])
             shares[metric] = float(bands.limits.critical * bands.limits.scale[place, block] / bands.scales[place])
     return shares
+
+
+def shortest_log(references: Sequence[History], *, bands: LossBands | None) -> int:
+    """How many iterations a run must have for a band to say anything of it: the first block, where the logs have them.
+
+    The wander of one or two references takes three blocks to be seen.
+    """
+    blocks = 1 if len(references) >= 3 else 2 * WANDER_LAG + 1
+    if bands is not None and len(bands.edges) > blocks:
+        return int(bands.edges[1]) + 1
+    period = log_period(references[0].lineage.records)
+    return next(last + 1 for last in itertools.count(FIRST_BLOCK) if len(block_edges(last, period=period)) > blocks)
 
 
 def _usable(mine: History, references: Sequence[History], metrics: Sequence[str]) -> list[History]:
