@@ -9,7 +9,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-JOBS ?= 2
+JOBS ?= 3
 INSTALLED := $(VENV)/.installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	@reproduce report digits
 
 test: $(INSTALLED)
-	pytest -n $(JOBS)
+	pytest -n $(JOBS) --dist worksteal
 
 lint: $(INSTALLED)
 	ruff format --check
