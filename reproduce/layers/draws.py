@@ -158,23 +158,25 @@ def _against_law(mine: History, draw: str, run: Running, *, law: Law) -> Iterato
 def _against_runs(
     mine: History, draw: str, run: Running, *, others: Sequence[History], law: Law, batch: int
 ) -> Iterator[Departure]:
-    """The first line on which the run's mean is not that of the reference runs that have the column, all together."""
-    theirs = [found for other in others if len((found := _running(other, draw, batch=batch)).means)]
-    if not theirs:
-        return
-    at = run.iterations[np.isin(run.iterations, np.concatenate([found.iterations for found in theirs]))]
-    for iteration in at.tolist():
-        place = int(np.searchsorted(run.iterations, iteration))
-        rows = [(found, int(np.searchsorted(found.iterations, iteration))) for found in theirs]
-        rows = [(found, row) for found, row in rows if row < len(found.iterations)]
-        images = sum(float(found.images[row]) for found, row in rows)
-        mean = sum(float(found.images[row] * found.means[row]) for found, row in rows) / images
-        error = float(np.hypot(*(_errors(law, np.array([count]))[0] for count in (run.images[place], images))))
-        z = abs(float(run.means[place]) - mean) / error
-        if not z <= LIMIT:
-            said = f"{NAMES[draw]} is {run.means[place]:.4g} on average; the reference runs have {mean:.4g}"
-            yield Departure(iteration, said, z, quote(mine, iteration, metric=MEANS + draw))
-            return
+    """The first line on which the run's mean is not that of the reference runs up to there, all together."""
+    images, total = np.zeros(len(run.means)), np.zeros(len(run.means))
+    for other in others:
+        theirs = _running(other, draw, batch=batch)
+        place = np.searchsorted(theirs.iterations, run.iterations, side="right") - 1
+        known = place >= 0
+        images[known] += theirs.images[place[known]]
+        total[known] += (theirs.images * theirs.means)[place[known]]
+    common = np.flatnonzero(images)
+    means = total[common] / images[common]
+    errors = np.hypot(_errors(law, run.images[common]), _errors(law, images[common]))
+    z = np.abs(run.means[common] - means) / errors
+    outside = np.flatnonzero(~(z <= LIMIT))
+    if len(outside):
+        first = int(outside[0])
+        line = int(common[first])
+        at = int(run.iterations[line])
+        said = f"{NAMES[draw]} is {run.means[line]:.4g} on average; the reference runs have {means[first]:.4g}"
+        yield Departure(at, said, float(z[first]), quote(mine, at, metric=MEANS + draw))
 
 
 def _same_input(mine: Recipe, other: Recipe | None) -> bool:
