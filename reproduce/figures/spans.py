@@ -92,7 +92,7 @@ def _make_span(key: Axis, runs: Sequence[History], *, base: Scale) -> Span | Non
     if not 0 < low < high < float("inf"):
         return None
     scales = tuple(Scale(low, high, logarithmic=True, knots=found) for found in knots)
-    title = "hours of a process" if key == "gpu-hours" and _on_cpu(runs[0]) else TITLES[key]
+    title = "process-hours" if key == "gpu-hours" and _on_cpu(runs[0]) else TITLES[key]
     return Span(key, title, scales, relabelled=False)
 
 
