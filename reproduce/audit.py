@@ -190,14 +190,7 @@ def _cross_checks(spec: Spec) -> Iterator[CrossCheck]:
         "for orientation",
         None,
     )
-    for pattern, paths in spec.published_log.here(spec.root).items():
-        mine = spec.published_log.state == "ours"
-        yield CrossCheck(
-            "Log that runs are judged by",
-            f"{len(paths)} of {pattern} here" if paths else f"nothing is at {pattern}",
-            "it belongs in this project" if mine else f"`reproduce fetch {spec.row}` brings it",
-            True if paths else False if mine else None,
-        )
+    yield from _log_checks(spec)
     if resources.gpus and resources.gpu_hours:
         seconds = resources.gpu_hours * 3600 / (recipe.iterations * resources.gpus)
         yield CrossCheck(
@@ -205,6 +198,18 @@ def _cross_checks(spec: Spec) -> Iterator[CrossCheck]:
             f"{resources.gpu_hours:,g} GPU-hours / {resources.gpus} GPUs / {recipe.iterations:,} = {seconds:.3f} s",
             "an upper bound: the hours include later stages",
             None,
+        )
+
+
+def _log_checks(spec: Spec) -> Iterator[CrossCheck]:
+    """Whether the logs that runs of the row are judged by are where it says."""
+    for pattern, paths in spec.published_log.here(spec.root).items():
+        mine = spec.published_log.state == "ours"
+        yield CrossCheck(
+            "Log that runs are judged by",
+            f"{len(paths)} of {pattern} here" if paths else f"nothing is at {pattern}",
+            "it belongs in this project" if mine else f"`reproduce fetch {spec.row}` brings it",
+            True if paths else False if mine else None,
         )
 
 
