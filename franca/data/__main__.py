@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -135,6 +136,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--threads", type=int, default=cores, help="archives read, or workers, at once (default: cores)"
     )
     options = parser.parse_args(arguments)
+    options.root = options.root and str(Path(options.root))  # without a slash at its end, which messages add
     if options.split and options.split not in FOLDERS[options.name]:
         parser.error(f"{options.name} has no {options.split} split")
     if options.threads < 1:

@@ -80,7 +80,7 @@ def measure_untrained(folder: Path, *, config: TrainConfig, wanted: Wanted, devi
     encode = make_encoder(make_untrained(config, generator=generator), config=config, device=device)
     result = evaluate_knn(encode, config=config, device=device, few_shot=wanted.few_shot)
     write_knn_results(path, result.accuracies, few_shot=result.few_shot)
-    LOG.info("%s untrained: %s", folder.name, describe_knn(result))
+    LOG.info("%s untrained: %s", folder.name, describe_knn(result.accuracies))
 
 
 def measure_teacher(path: Path, *, folder: Path, config: TrainConfig, wanted: Wanted, device: torch.device) -> None:
@@ -95,7 +95,8 @@ def measure_teacher(path: Path, *, folder: Path, config: TrainConfig, wanted: Wa
     write_evaluation(path.parent / "evaluation.json", content)
     if "knn" in content:
         write_knn(path.parent / "results_eval_knn.json", content)
-    LOG.info("%s after %d iterations: %s", folder.name, teacher.iterations, json.dumps(content.get("knn")))
+    said = describe_knn(content["knn"]) if "knn" in content else ", ".join(wanted.protocols)
+    LOG.info("%s after %d iterations: %s", folder.name, teacher.iterations, said)
 
 
 def is_measured(path: Path, *, wanted: Wanted) -> bool:

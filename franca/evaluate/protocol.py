@@ -1,6 +1,7 @@
 """The k-NN evaluation of a recipe: an encoder in, its accuracies on the evaluation dataset out."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,9 @@ def evaluate_knn(
     )
 
 
-def describe_knn(result: KnnEvaluation) -> str:
+def describe_knn(accuracies: Mapping[int, float] | Mapping[str, float]) -> str:
     """The accuracies in one line: `81.94 % (k = 10), 80.28 % (k = 20)`."""
-    return ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in result.accuracies.items())
+    return ", ".join(f"{accuracy:.2f} % (k = {k})" for k, accuracy in accuracies.items())
 
 
 def load_evaluation_sets(config: TrainConfig) -> tuple[Dataset, Dataset]:

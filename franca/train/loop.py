@@ -282,7 +282,7 @@ def evaluate(model: SelfDistillation, *, config: TrainConfig, folder: Path, done
         result = evaluate_knn(make_encoder(backbone, config=config, device=device), config=config, device=device)
         if rank() == 0:
             write_knn_results(place / "results_eval_knn.json", result.accuracies)
-            LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, describe_knn(result))
+            LOG.info("k-NN top-1 of the teacher after %d iterations: %s", done, describe_knn(result.accuracies))
             for line in result.unreadable:
                 LOG.warning("an image that could not be read was left out: %s", line)
     barrier()
