@@ -1,5 +1,6 @@
 """A project whose row `digits` has released weights in upstream's layout, for the tests of `reproduce weights`."""
 
+import dataclasses
 import io
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from row_copies import copy_rows
+from small_runs import LOCAL
 from test_weights import chunked, prefixed
 
 from franca.models.vit import VisionTransformer
@@ -34,25 +36,7 @@ def digits(project: Path) -> Spec:
 
 
 def make_site(project: Path) -> Site:
-    return Site(
-        name="local",
-        executor="local",
-        device="auto",
-        nodes=1,
-        gpus_per_node=None,
-        processes_per_node=None,
-        batch_per_gpu_max=None,
-        workers=0,
-        threads=1,
-        data_roots={},
-        parallel="fsdp",
-        attention="auto",
-        compile=False,
-        activation_checkpointing=False,
-        weights={},
-        slurm=None,
-        paths=(project / "site.yaml",),
-    )
+    return dataclasses.replace(LOCAL, device="auto", gpus_per_node=None, paths=(project / "site.yaml",))
 
 
 def save_released(path: Path, spec: Spec, *, px: int, seed: int = 0) -> Path:

@@ -2,39 +2,24 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from row_copies import copy_rows
+from shell import ROOT, command, reproduce, wait_for
 from synthetic_runs import make_records
 
 from franca.config import TrainConfig, make_config
 from reproduce.runs import newest_job, read_state
 
-ROOT = Path(__file__).parents[1]
-Result = subprocess.CompletedProcess[str]
-
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with this one's rows and nothing run yet."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    return tmp_path
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "reproduce", *arguments]
-
-
-def reproduce(*arguments: str, project: Path = ROOT) -> Result:
-    result = subprocess.run(command(*arguments), cwd=project, capture_output=True, text=True, timeout=240, check=False)
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
+    return copy_rows(tmp_path)
 
 
 def test_folder_that_cannot_be_written_is_named(project: Path) -> None:
@@ -75,13 +60,6 @@ def write_log(path: Path, *, seed: int, stop: int = 600) -> Path:
     lines = [{"iteration": record.iteration, **record.values} for record in make_records(seed, stop=stop, total=600)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
 
 
 def test_rows_are_listed() -> None:

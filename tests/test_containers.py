@@ -1,12 +1,12 @@
 """Jobs in a container: how it is entered, to the word, and a run that goes through a program called as apptainer is."""
 
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from row_copies import copy_rows
 from small_runs import IMAGE, LOCAL, ROOT, make_resolved, make_runtime
 
 from reproduce.containers import python_command
@@ -54,7 +54,7 @@ def test_folder_that_cannot_be_mounted_is_refused(tmp_path: Path) -> None:
 
 def test_site_names_its_container_and_scratch(tmp_path: Path) -> None:
     """Both come from site.yaml; what is not a key of a container is an error with its line."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    copy_rows(tmp_path)
     mine = {"image": IMAGE, "options": ["--nv"]}
     (tmp_path / "site.yaml").write_text(yaml.safe_dump({"slurm": {"container": mine, "scratch": "/scratch"}}))
     site = load_site("slurm", root=tmp_path)

@@ -4,11 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shell import wait_for
 
 from reproduce.errors import RunError, SiteError
 from reproduce.launch import Job, load_job, submit
@@ -28,13 +27,6 @@ time.sleep(60)
 
 def start(script: str, *arguments: str, folder: Path) -> Job:
     return submit((sys.executable, "-c", script, *arguments), folder=folder, executor="local", parameters={})
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
 
 
 def wait_for_end(job: Job) -> None:

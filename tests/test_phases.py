@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from shell import wait_for
 from small_runs import ROOT, make_resolved
 
 from reproduce.endings import FailedRunError, InterruptedRunError
@@ -43,13 +42,6 @@ class Notes:
 
     def end(self) -> None:
         pass
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
 
 
 def start_harness(folder: Path, **changes: object) -> "subprocess.Popen[str]":

@@ -1,16 +1,15 @@
 """Trying a site: what findings mean, and real probes of this machine."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from row_copies import copy_rows
 
 from reproduce.probes import Trial, check_site, judge_probe, load_findings, render_trials
 from reproduce.resolve import load_site
 
-ROOT = Path(__file__).parents[1]
 GOOD: dict[str, Any] = {
     "host": "vn1",
     "python": "3.11.7",
@@ -82,7 +81,7 @@ def test_job_that_never_spoke_is_told_with_its_last_words() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    copy_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from released_rows import ROW, cut, digits, make_project, make_site, pack, save_released
 from row_copies import copy_rows
+from shell import Result, reproduce
 
 from franca.config import load_config
 from reproduce.errors import SiteError, WeightsFileError
@@ -45,18 +44,15 @@ def make_released(tmp_path: Path) -> tuple[Path, dict[int, Path]]:
     return project, files
 
 
-def reproduce(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "reproduce", "weights", ROW, *arguments]
-    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, timeout=240)
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
+def evaluate(project: Path, *arguments: str) -> Result:
+    return reproduce("weights", ROW, *arguments, project=project)
 
 
 def test_weights_go_from_their_address_to_a_report(tmp_path: Path) -> None:
     """Both sizes are fetched, put together, evaluated by `franca evaluate`, judged, and stand on the row's page."""
     project, files = make_released(tmp_path)
-    small = reproduce(project, "--size", "16", "--linear-iterations", "10", "--json")
-    large = reproduce(project, "--size", "24", "--protocol", "knn")
+    small = evaluate(project, "--size", "16", "--linear-iterations", "10", "--json")
+    large = evaluate(project, "--size", "24", "--protocol", "knn")
     assert small.returncode == 1, small.stderr
     verdicts = {verdict.px: verdict for verdict in load_weights_verdicts(ROW, root=project)}
     assert json.loads(small.stdout)["checkpoint_sha256"] == verdicts[16].checkpoint_sha256
@@ -89,7 +85,7 @@ def test_file_that_is_no_model_of_the_row_is_refused(tmp_path: Path) -> None:
     project, _ = make_released(tmp_path)
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"no weights")
-    result = reproduce(project, "--size", "24", "--file", str(wrong))
+    result = evaluate(project, "--size", "24", "--file", str(wrong))
     assert result.returncode == 2
     assert "wrong.pth: holds more than tensors, or is damaged" in result.stderr
     assert not list((project / "reports").glob("*"))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from row_copies import copy_rows
 
 from franca.config import dump_config, load_config
 from reproduce.errors import SiteError, SpecError
@@ -25,8 +25,7 @@ DIGITS = load_spec("digits", root=ROOT)
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the rows and sites, without a site.yaml."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    return tmp_path
+    return copy_rows(tmp_path)
 
 
 @pytest.fixture

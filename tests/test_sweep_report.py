@@ -1,13 +1,12 @@
 """The page of a sweep: what differs, how each run stands and ended, where its report is, and all curves."""
 
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from html_page import Page
+from row_copies import copy_rows
+from shell import reproduce
 from simulated_runs import simulate, write_run
 
 from reproduce.report.sweep import SweepRun, render_sweep_page
@@ -15,7 +14,6 @@ from reproduce.resolve import load_site
 from reproduce.sweep_report import write_sweep_report
 from reproduce.sweeps import make_sweep, render_sweep
 
-ROOT = Path(__file__).parents[1]
 WORDS = ("digits", "optim.base_lr=1e-3,2e-3", "seed=1,2")
 HOSTILE = '</td><img src=x onerror="alert(1)">{{7*7}}'
 
@@ -23,7 +21,7 @@ HOSTILE = '</td><img src=x onerror="alert(1)">{{7*7}}'
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project in which two runs of a sweep are done, one of them judged and reported, and two were never made."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    copy_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     site = load_site("local", root=tmp_path)
     for number, member in enumerate(make_sweep(WORDS[0], WORDS[1:], site=site, until=None)[:2]):
@@ -87,8 +85,7 @@ def test_page_is_whole_and_safe() -> None:
 
 def test_report_submits_nothing(project: Path) -> None:
     """`sweep --report` says where the page lies, and starts none of the missing runs."""
-    command = [sys.executable, "-m", "reproduce", "sweep", *WORDS, "--site", "local", "--report"]
-    result = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=240, check=True)
+    result = reproduce("sweep", *WORDS, "--site", "local", "--report", project=project)
     path = project / result.stdout.splitlines()[-1]
     assert path.is_file()
     assert len(list((project / "runs/digits@1").iterdir())) == 2

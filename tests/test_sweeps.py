@@ -2,36 +2,24 @@
 
 import dataclasses
 import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from row_copies import copy_rows
+from shell import reproduce
 
 from reproduce.errors import ReproduceError, SpecError
 from reproduce.overrides import split_sweep
 from reproduce.resolve import load_site
 from reproduce.sweeps import Member, check_cost, make_sweep, render_sweep
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with this one's rows and nothing run yet, in which the test stands."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    copy_rows(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def reproduce(*arguments: str, project: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "reproduce", *arguments]
-    result = subprocess.run(
-        command, cwd=project, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
 
 
 def sweep_digits(*changes: str, project: Path) -> tuple[Member, ...]:

@@ -1,43 +1,23 @@
 """Watching runs and taking hold of them from a shell in which nothing else was left running."""
 
 import json
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from row_copies import copy_rows
+from shell import reproduce, wait_for
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with this one's rows and nothing run yet."""
-    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
-    return tmp_path
-
-
-def reproduce(*arguments: str, project: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "reproduce", *arguments]
-    result = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=240, check=False)
-    assert "Traceback" not in result.stderr, result.stderr
-    return result
+    return copy_rows(tmp_path)
 
 
 def status(project: Path) -> dict[str, object]:
     (run,) = json.loads(reproduce("status", "digits", "--json", project=project).stdout)["runs"]
     assert isinstance(run, dict)
     return run
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.2)
 
 
 def test_run_is_started_watched_stopped_and_resumed(project: Path) -> None:
