@@ -42,9 +42,9 @@ def finish(folder: Path, *, processes: int) -> None:
 def test_killed_processes_go_on_bit_for_bit(parallel: str, tmp_path: Path) -> None:
     """Two processes killed between two checkpoints, and started again, end as two that were left alone."""
     options = {**TWO, "parallel": parallel, "log_period_iterations": 1, "checkpoint_period_iterations": 5}
-    make_run(tmp_path / "whole", recipe={"iterations": 120}, **options)
+    make_run(tmp_path / "whole", recipe={"iterations": 40}, **options)
     finish(tmp_path / "whole", processes=2)
-    make_run(tmp_path / "killed", recipe={"iterations": 120}, **options)
+    make_run(tmp_path / "killed", recipe={"iterations": 40}, **options)
     process = launch(tmp_path / "killed", processes=2)
     deadline = time.monotonic() + 200
     while not any(line["iteration"] >= 7 for line in records(tmp_path / "killed")):
@@ -56,10 +56,10 @@ def test_killed_processes_go_on_bit_for_bit(parallel: str, tmp_path: Path) -> No
     for number in (process.pid, *map(int, trainers)):
         os.kill(number, signal.SIGKILL)
     process.communicate()
-    assert records(tmp_path / "killed")[-1]["iteration"] < 119
+    assert records(tmp_path / "killed")[-1]["iteration"] < 39
     finish(tmp_path / "killed", processes=2)
     assert (tmp_path / "killed" / "log.txt").read_text().count("Resuming from checkpoint") == 1
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", done=120)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", done=40)
 
 
 @pytest.mark.slow
