@@ -10,25 +10,28 @@ from reproduce.report.badge import render_badge
 from reproduce.verdict import judge
 
 
-def test_what_references_do_not_reach_is_said() -> None:
-    """References that end early leave the rest of a run uncompared, and the verdict says from where on."""
-    short = [make_history(simulate(seed), done=200) for seed in range(4)]
-    verdict = judge(make_history(simulate(50)), short)
-    assert any("What came after iteration 191" in sentence for sentence in verdict.cannot_conclude)
-    whole = judge(make_history(simulate(50)), [make_history(simulate(seed)) for seed in range(4)])
-    assert not any("came after" in sentence for sentence in whole.cannot_conclude)
+def test_what_references_reach_is_not_doubted() -> None:
+    """Nothing came after the end of references that are as long as the run."""
+    verdict = judge(make_history(simulate(50), hidden=True), [make_history(simulate(0), hidden=True)])
+    assert (verdict.outcome, verdict.on_track_at) == ("consistent", None)
+    assert not any("came after" in sentence for sentence in verdict.cannot_conclude)
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_finished_run_is_on_track_as_far_as_its_references_go(count: int) -> None:
-    """Nothing is said of its end where they end early: neither equality nor "consistent"; what fails, fails."""
+    """Nothing is said of its end where they end early but that: neither equality nor "consistent"."""
     short = [make_history(simulate(seed), done=200, hidden=True) for seed in range(count)]
     verdict = judge(make_history(simulate(50), hidden=True), short)
     assert (verdict.outcome, verdict.exit_code, verdict.progress) == ("on track", 0, 1.0)
     assert verdict.sentence.startswith("At 31.8 % (191 iterations, where the logs that it is compared with end)")
+    assert any("What came after iteration 191" in sentence for sentence in verdict.cannot_conclude)
     assert "row: on track at 31.8 %" in render_badge(verdict, name="row")
-    off = judge(make_history(simulate(50, shift={"ibot_loss": 3.0}), hidden=True), short)
-    assert off.outcome == "failed"
+
+
+def test_what_fails_fails_wherever_references_end() -> None:
+    """A loss that is off before they end is no matter of what came after."""
+    short = [make_history(simulate(0), done=200, hidden=True)]
+    assert judge(make_history(simulate(50, shift={"ibot_loss": 3.0}), hidden=True), short).outcome == "failed"
 
 
 def test_published_value_decides_where_references_end_early() -> None:

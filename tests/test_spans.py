@@ -11,7 +11,7 @@ from synthetic_runs import TOTAL, make_history, make_runs, make_verdict
 from reproduce.axes import axis_knots, over_axis
 from reproduce.figures.spans import linear, make_spans
 from reproduce.lineage import History, make_lineage
-from reproduce.report.page import render_report
+from reproduce.report.page import Axes, render_report
 
 
 def of_half_the_batch(run: History) -> History:
@@ -82,13 +82,11 @@ def test_axes_to_choose_are_those_that_all_runs_tell_of() -> None:
         for r in mine.lineage.records
     ]
     without = dataclasses.replace(references[0], lineage=make_lineage(timeless), config=None, total=None)
-    offered = {}
-    for name, run in (("all", references[0]), ("none", without), ("cells", over_axis([references[0]], "progress")[0])):
-        own = over_axis([mine], "progress")[0] if name == "cells" else mine
-        text = render_report(make_verdict(mine=own, references=[run]), mine=own, references=[run])
-        inputs = [attributes for tag, attributes in Page(text).tags if tag == "input"]
-        offered[name] = [attributes["class"] for attributes in inputs if attributes["name"] == "losses-over"]
-        assert [attributes["class"] for attributes in inputs if "checked" in attributes] == (
-            ["to-iteration", "to-iteration"] if inputs else []
-        )
-    assert offered == {"all": ["to-iteration", "to-progress", "to-images", "to-gpu-hours"], "none": [], "cells": []}
+    cells = over_axis([mine, references[0]], "progress")
+    assert Axes("iterations", make_spans(mine, references=[without])).choices == ()
+    assert Axes("cells", make_spans(cells[0], references=cells[1:])).choices == ()
+    text = render_report(make_verdict(mine=mine, references=references), mine=mine, references=references)
+    inputs = [attributes for tag, attributes in Page(text).tags if tag == "input"]
+    offered = ["to-iteration", "to-progress", "to-images", "to-gpu-hours"]
+    assert [attributes["class"] for attributes in inputs] == [*offered, *offered]
+    assert [attributes["class"] for attributes in inputs if "checked" in attributes] == ["to-iteration"] * 2
