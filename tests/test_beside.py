@@ -25,7 +25,8 @@ def knn_files(folder: Path) -> dict[str, bytes]:
 
 def kill_job(job: Job) -> None:
     """What a dead machine does: the job's controller, its task and its command end at once."""
-    ours = (str(job.folder), f"reproduce.evaluator {job.folder.parents[1]}")
+    run = job.folder.parents[1]
+    ours = (str(job.folder), f"reproduce.evaluator {run}", f"franca.evaluate {run}")
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")

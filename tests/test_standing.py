@@ -1,5 +1,6 @@
 """How runs stand, from folders as launches and trainers leave them, and from a queue that answers or does not."""
 
+import fcntl
 import json
 import os
 import stat
@@ -88,6 +89,16 @@ def test_time_left_is_that_of_the_launch(tmp_path: Path, queue: MakeQueue) -> No
     folder = make_run(tmp_path, "main", state="running", job="3")
     (folder / "config.yaml").write_text(dump_config(make_train_config(make_recipe(), until_iteration=100)))
     assert stand(tmp_path)["main"].seconds_left == (100 - 40) * 0.5
+
+
+def test_trainer_without_its_job_is_running(tmp_path: Path, queue: MakeQueue) -> None:
+    """While a trainer holds the run's lock, the run is not lost, though its job is gone from the queue."""
+    queue("true")
+    folder = make_run(tmp_path, "main", state="running", job="3")
+    assert stand(tmp_path)["main"].state == "lost"
+    with (folder / "train.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stand(tmp_path)["main"].state == "running"
 
 
 def test_requeued_run_is_not_lost(tmp_path: Path, queue: MakeQueue) -> None:
