@@ -1,6 +1,7 @@
 """Collectives over two processes on the CPU, their identity in one, and who starts how many."""
 
 import dataclasses
+import functools
 import os
 import socket
 from collections.abc import Callable
@@ -24,7 +25,10 @@ def run_processes(function: Callable[[], Any], *, processes: int, folder: Path) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, args=(function, processes, port, folder), nprocs=processes)
+    # Forked from a server that has imported torch once: each process would take two seconds for it
+    torch.multiprocessing.set_forkserver_preload(["franca.train.loop", "pytest"])
+    start = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    start(_process, args=(function, processes, port, folder), nprocs=processes)
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 
