@@ -380,9 +380,9 @@ def test_every_problem_of_a_log_is_passed_on(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_false_alarms_of_whole_verdicts() -> None:
-    """Of 500 runs, each against ten references of its own, at most 1 % and its error fail; none by schedules."""
+    """Of 250 runs, each against ten references of its own, at most 1 % and its error fail; none by schedules."""
     alarms: dict[str, int] = {}
-    sets = 500
+    sets = 250
     for case in range(sets):
         runs = [make_history(simulate(11 * case + place + 1000)) for place in range(11)]
         for check in judge(runs[0], runs[1:]).checks:
