@@ -6,6 +6,7 @@ text lines print in brackets, of which n·g differences telescope.
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -53,6 +54,11 @@ class Blocks:
     means: NDArray[np.float64]
     errors: NDArray[np.float64]
     counts: NDArray[np.int64]
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether more of a logged metric is better: timm's and DINO's accuracies are columns beside the losses."""
+    return re.search(r"top-?[15]|acc", metric, re.IGNORECASE) is not None
 
 
 def make_curve(history: History, metric: str) -> Curve:

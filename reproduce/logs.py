@@ -42,7 +42,9 @@ class ParsedLog:
 
 
 def parse_log(path: Path) -> ParsedLog:
-    """Parse a log of any dialect. Raises `LogError` only where the file cannot be read."""
+    """Parse a log of any dialect. Raises `LogError` only where the file cannot be read, and read again."""
+    if path.exists() and not path.is_file():
+        raise LogError("a pipe or device, which can be read once", path=path, mend="write the log to a file first")
     dialect = find_dialect(read_lines(path))
     if dialect == "unknown":
         return ParsedLog(path, dialect, (), (Problem(str(path), None, _describe(path)),), ())

@@ -1,6 +1,7 @@
 """`key=value` texts in, typed and checked changes to a recipe out. Hydra's grammar; keys are relative to the recipe."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from reproduce.places import nearest
 from reproduce.validate import validate
 
 SEED = "seed"
+MOST_RUNS = 10_000  # of a sweep: more is a slip of the finger, and takes minutes to list
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ def split_sweep(text: str) -> tuple[str, ...]:
         parsed = OverridesParser.create().parse_override(text)
         if not parsed.is_sweep_override():
             return (text,)
-        return tuple(f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator())
+        values = tuple(itertools.islice(parsed.sweep_string_iterator(), MOST_RUNS + 1))
     except HydraException as error:
         raise SpecError(f"override {text!r} is not key=value", mend="write it like seed=1,2,3") from error
+    if not 0 < len(values) <= MOST_RUNS:
+        said = "names no value" if not values else f"names more than {MOST_RUNS:,} values"
+        raise SpecError(f"override {text!r} {said}", mend="write it like seed=1,2,3")
+    return tuple(f"{parsed.get_key_element()}={value}" for value in values)
 
 
 def apply_overrides(recipe: Mapping[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reproduce.compose import find_root
-from reproduce.errors import SpecError
+from reproduce.errors import RunError, SpecError
 from reproduce.runs import read_state
 from reproduce.spec import find_rows
 from reproduce.terminal import render_table
@@ -71,7 +71,10 @@ def render_rows(states: tuple[RowState, ...], *, width: int) -> str:
 
 
 def _describe_run(folder: Path) -> str | None:
-    state = read_state(folder)
+    try:
+        state = read_state(folder)
+    except RunError:  # one run's damage must not keep the rows from being listed; `status` says what it is
+        return "broken"
     return None if state is None else f"{state.state} {state.iteration}/{state.of}"
 
 

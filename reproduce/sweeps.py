@@ -6,6 +6,7 @@ is missing, so a sweep needs no file of its own: its runs are those that the sam
 
 import fnmatch
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from reproduce.errors import ReproduceError, SpecError
 from reproduce.files import held, short_path
 from reproduce.judging import load_run_spec
 from reproduce.launch import make_parameters, submit_array
-from reproduce.overrides import split_sweep
+from reproduce.overrides import MOST_RUNS, split_sweep
 from reproduce.phases import Screen, require_trainer, train, trainer
 from reproduce.places import did_you_mean
 from reproduce.plan import make_plan
@@ -69,12 +70,16 @@ def make_sweep(pattern: str, changes: Sequence[str], *, site: Site, until: str |
             f"what of the sweep is submitted already cannot be told: {problem}", mend="try again when squeue answers"
         )
     known_runs = {standing.folder: standing for standing in standings}
-    combinations = list(itertools.product(*(split_sweep(text) for text in changes)))
-    return tuple(
+    choices = [split_sweep(text) for text in changes]
+    count = len(rows) * math.prod(map(len, choices))
+    if count > MOST_RUNS:
+        raise SpecError(f"{count:,} runs are more than the {MOST_RUNS:,} that a sweep may have", mend="sweep over less")
+    members = (
         _make_member(row, combination, site=site, until=until, known=known_runs)
         for row in rows
-        for combination in combinations
+        for combination in itertools.product(*choices)
     )
+    return tuple({member.resolved.folder: member for member in members}.values())  # 3e-3 and 0.003 are one run
 
 
 def submit_sweep(

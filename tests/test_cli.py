@@ -95,6 +95,9 @@ def test_list_shows_how_far_a_row_came(project: Path) -> None:
     (row,) = [line for line in reproduce("list", project=project).stdout.splitlines() if line.startswith("digits")]
     assert "paused 30/600" in row
     assert "on track" in row
+    (run / "state.json").write_text("[]")
+    (row,) = [line for line in reproduce("list", project=project).stdout.splitlines() if line.startswith("digits")]
+    assert "broken" in row
 
 
 def test_resolved_row_is_a_configuration() -> None:

@@ -267,4 +267,7 @@ def test_real_logs_of_two_dialects_over_progress() -> None:
     mine, other = (load_history(real_log(f"timm/{name}")) for name in ("deit-tiny-300ep.out", "summary-a.csv"))
     verdict = compare_runs(mine, [other], axis="progress").verdict
     assert {band.metric for band in verdict.bands} == {"train_loss", "eval_loss", "eval_top1", "eval_top5"}
+    (top1,) = [result for result in verdict.metrics if result.name == "eval_top1"]
+    assert top1.difference is not None
+    assert (top1.state, top1.difference < -15) == ("worse", True)  # of accuracies more is better
     assert any("summary-a.csv is finished" in note for note in verdict.cannot_conclude)

@@ -74,6 +74,8 @@ def test_a_program_that_draws_otherwise_fails(changes: dict[str, Any], broken: s
     assert check.value is not None
     assert check.value > 6
     assert check.iteration in range(0, 10 * LINES, 10)
+    for passed in checks.values():  # every mean is there to be read
+        assert any("the recipe gives" in evidence.text for evidence in passed.evidence)
 
 
 def test_not_a_number_fails() -> None:

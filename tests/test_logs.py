@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Sequence
@@ -115,6 +116,14 @@ def test_empty_and_binary_files_are_named(tmp_path: Path) -> None:
         path = tmp_path / "log"
         path.write_bytes(content)
         assert looks in parse_log(path).problems[0].message
+
+
+def test_pipe_is_refused(tmp_path: Path) -> None:
+    """A log is read more than once, which a pipe gives but once: what a second reading missed would not be seen."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LogError, match="a pipe or device") as error:
+        parse_log(tmp_path / "pipe")
+    assert error.value.mend
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -27,6 +27,22 @@ def sweep_digits(*changes: str, project: Path) -> tuple[Member, ...]:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"), [("seed=range(1,1)", "names no value"), ("seed=range(1,100000000)", "more than 10,000 values")]
+)
+def test_lists_of_none_and_of_too_many_are_refused(text: str, said: str) -> None:
+    """At once: the values are not listed first."""
+    with pytest.raises(SpecError, match=said):
+        split_sweep(text)
+
+
+def test_too_many_runs_are_refused_and_one_run_counts_once(project: Path) -> None:
+    """Two lists of two hundred make more than a sweep may have; one value written twice is one run."""
+    with pytest.raises(SpecError, match="40,000 runs are more than"):
+        sweep_digits("seed=range(0,200)", "iterations=range(600,800)", project=project)
+    assert len(sweep_digits("optim.base_lr=1e-3,0.001", "seed=1,1", project=project)) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "changes"),
     [
         ("seed=1,2", ("seed=1", "seed=2")),

@@ -48,6 +48,21 @@ NAMES = {
     "masked_patches": "the share of masked patches",
 }
 
+BLANK = Check(
+    id="draws",
+    layer="L2",
+    title="",
+    state="unknown",
+    finding="The log has no such column.",
+    value=None,
+    limit=LIMIT,
+    unit="standard deviations",
+    iteration=None,
+    evidence=(),
+    says="On average the program fed its networks what the recipe says.",
+    cannot_say="How it computed the pixels, and from which images.",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Running:
@@ -81,25 +96,13 @@ def _check_group(
     group: str, mine: History, *, recipe: Recipe, laws: Mapping[str, Law], references: Sequence[History]
 ) -> Check:
     title, draws = GROUPS[group]
-    blank = Check(
-        id=f"draws-{group}",
-        layer="L2",
-        title=title,
-        state="unknown",
-        finding="The log has no such column.",
-        value=None,
-        limit=LIMIT,
-        unit="standard deviations",
-        iteration=None,
-        evidence=(),
-        says="On average the program fed its networks what the recipe says.",
-        cannot_say="How it computed the pixels, and from which images.",
-    )
+    blank = dataclasses.replace(BLANK, id=f"draws-{group}", title=title)
     batch = recipe.global_batch
     runs = {draw: _running(mine, draw, batch=batch) for draw in draws}
     lines = max(len(run.means) for run in runs.values())
     if not lines:
         return blank
+    blank = dataclasses.replace(blank, evidence=tuple(_list_means(mine, runs, laws=laws)))
     others = [run for run in references if _same_input(recipe, load_recipe(run))]
     found = list[Departure]()
     for draw, run in runs.items():
@@ -112,8 +115,25 @@ def _check_group(
     first = min(found, key=lambda departure: departure.iteration)
     finding = f"Up to iteration {first.iteration:,} {first.said}."
     return dataclasses.replace(
-        blank, state="fail", finding=finding, value=first.z, iteration=first.iteration, evidence=first.evidence
+        blank,
+        state="fail",
+        finding=finding,
+        value=first.z,
+        iteration=first.iteration,
+        evidence=(*first.evidence, *blank.evidence),
     )
+
+
+def _list_means(mine: History, runs: Mapping[str, Running], *, laws: Mapping[str, Law]) -> Iterator[Evidence]:
+    """Every mean over the run so far beside what it should be."""
+    for draw, run in runs.items():
+        if len(run.means):
+            found = f"{draw}: {run.means[-1]:.4g} on average to iteration {run.iterations[-1]:,}"
+            yield Evidence(str(mine.log_path or mine.path), None, f"{found}; the recipe gives {_say(laws[draw])}")
+
+
+def _say(law: Law) -> str:
+    return f"{law.low:.4g}" if law.low == law.high else f"{law.low:.4g} to {law.high:.4g}"
 
 
 def _running(history: History, draw: str, *, batch: int) -> Running:
@@ -148,11 +168,8 @@ def _against_law(mine: History, draw: str, run: Running, *, law: Law) -> Iterato
     if len(outside):
         place = int(outside[0])
         at = int(run.iterations[place])
-        lies = f"{law.low:.4g}" if law.low == law.high else f"{law.low:.4g} to {law.high:.4g}"
-        computed = Evidence("recipe", None, f"{MEANS}{draw}: {lies} (computed)")
-        evidence = (*quote(mine, at, metric=MEANS + draw), computed)
-        said = f"{NAMES[draw]} is {run.means[place]:.4g} on average; the recipe gives {lies}"
-        yield Departure(at, said, float(z[place]), evidence)
+        said = f"{NAMES[draw]} is {run.means[place]:.4g} on average; the recipe gives {_say(law)}"
+        yield Departure(at, said, float(z[place]), quote(mine, at, metric=MEANS + draw))
 
 
 def _against_runs(

@@ -12,7 +12,7 @@ import numpy as np
 
 from reproduce.bands import t_quantile
 from reproduce.checks import MetricResult, MetricState, plural
-from reproduce.curves import BLOCKS_PER_OCTAVE
+from reproduce.curves import BLOCKS_PER_OCTAVE, is_accuracy
 from reproduce.layers.knn import CONFIDENCE, FLOOR_POINTS, KnnBand, assumed_spread, interval, primary_k
 from reproduce.layers.losses import LossBands
 from reproduce.lineage import History
@@ -140,7 +140,7 @@ def _loss_result(bands: LossBands, place: int, *, margin_relative: float) -> Met
     difference = mine - float(theirs.mean())
     # Averaging inside a run does not take its wander away: the scale of single blocks is kept.
     scale = float(bands.limits.scale[place, known].mean())
-    n = len(theirs)
+    n, more_is_better = len(theirs), is_accuracy(bands.metrics[place])
     tail = (1 + CONFIDENCE) / 2
     reach = scale * (t_quantile(tail, degrees=n - 1) if n >= 3 else NormalDist().inv_cdf(tail))
     margin = float(margin_relative * bands.scales[place])
@@ -150,7 +150,7 @@ def _loss_result(bands: LossBands, place: int, *, margin_relative: float) -> Met
         name=bands.metrics[place],
         title=f"{bands.metrics[place]}, last octave",
         unit="",
-        state=_state(difference, low, high, reach=detectable, margin=margin, higher_is_better=False),
+        state=_state(difference, low, high, reach=detectable, margin=margin, higher_is_better=more_is_better),
         iteration=int(bands.edges[1:][known[-1]]) + 1,
         mine=mine,
         target=None,
@@ -164,7 +164,7 @@ def _loss_result(bands: LossBands, place: int, *, margin_relative: float) -> Met
         confidence=CONFIDENCE,
         margin=margin,
         detectable=detectable,
-        note=LOWER_IS_NOT_BETTER,
+        note="" if more_is_better else LOWER_IS_NOT_BETTER,
     )
 
 
