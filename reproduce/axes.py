@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reproduce.errors import LogError
 from reproduce.layers.configuration import known_recipe
-from reproduce.lineage import History, Launch, Lineage, log_period
+from reproduce.lineage import POINT, History, Launch, Lineage, log_period
 from reproduce.log_head import flatten
 from reproduce.records import Record
 
@@ -23,7 +23,6 @@ Axis = Literal["iteration", "progress", "images", "gpu-hours"]
 
 CELLS = 2000
 FAR = 10**12  # iterations: no run has as many
-POINT = 1e-3  # of the axis: evaluations closer than that are of one point
 
 
 def over_axis(runs: Sequence[History], axis: Axis) -> list[History]:

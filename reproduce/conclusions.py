@@ -8,7 +8,7 @@ from reproduce.bands import LOG_TIME_CORRELATION
 from reproduce.checks import Check, MetricResult, plural, the_references
 from reproduce.layers.losses import LossBands, detectable_shares, shortest_log
 from reproduce.layers.results import KNN
-from reproduce.lineage import History
+from reproduce.lineage import POINT, History, count_cells, say_when
 
 Outcome = Literal["reproduced", "consistent", "better", "worse", "failed", "on track", "variant", "no reference"]
 
@@ -165,6 +165,8 @@ def _say_progress(grounds: Grounds) -> str:
     total = grounds.mine.total or max((run.total or 0 for run in grounds.references), default=0)
     share = 100 * (grounds.progress or 0) * grounds.reach / max(grounds.mine.done, 1)
     where = ", where the logs that it is compared with end" if grounds.shorter else ""
+    if grounds.mine.unit == "cell":
+        return f"At {share:.3g} % of the axis{where}"
     return f"At {share:.3g} % ({grounds.reach:,}{f' of {total:,}' if total else ''} iterations{where})"
 
 
@@ -193,7 +195,7 @@ def _say_parting(grounds: Grounds) -> str:
     if grounds.bands is None:
         return ""
     parted = [check.iteration for check in grounds.failed if check.layer == "L4" and check.iteration is not None]
-    return f"The losses part by iteration {min(parted):,}." if parted else "The losses do not show it."
+    return f"The losses part by {grounds.mine.unit} {min(parted):,}." if parted else "The losses do not show it."
 
 
 def _say_failures(grounds: Grounds) -> str:
@@ -212,9 +214,9 @@ def _say_results(grounds: Grounds) -> str:
         side = "above" if knn.difference >= 0 else "below"
         basis = "the published value" if knn.basis == "published value" else f"the {knn.basis}"
         return (
-            f"k-NN top-1 is {knn.mine:.2f} % after {knn.iteration:,} iterations, {abs(knn.difference):.2f} points "
-            f"{side} {basis}; the 90 % interval of the difference, {knn.low:+.2f} to {knn.high:+.2f}, {_where(knn)} "
-            f"the margin of ±{knn.margin:g}."
+            f"k-NN top-1 is {knn.mine:.2f} % {say_when(knn.iteration or 0, grounds.mine)}, "
+            f"{abs(knn.difference):.2f} points {side} {basis}; the 90 % interval of the difference, {knn.low:+.2f} to "
+            f"{knn.high:+.2f}, {_where(knn)} the margin of ±{knn.margin:g}."
         )
     losses = [result for result in grounds.metrics if result.margin]
     if not losses:
@@ -276,8 +278,8 @@ def _say_reach(grounds: Grounds) -> str:
     if not grounds.shorter:
         return ""
     return (
-        f"What came after iteration {grounds.reach:,}: the logs that this run is compared with end there, and it did "
-        f"{grounds.mine.done:,}."
+        f"What came after {grounds.mine.unit} {grounds.reach:,}: the logs that this run is compared with end there, "
+        f"and it did {grounds.mine.done:,}."
     )
 
 
@@ -321,8 +323,13 @@ def _say_twin(grounds: Grounds) -> str:
 
 
 def _at_the_end(grounds: Grounds) -> bool:
-    """Whether the k-NN result, where there is one, is of the run's last iteration."""
-    return grounds.knn is None or (grounds.knn.iteration or 0) >= grounds.mine.done
+    """Whether the k-NN result, where there is one, is of the run's last iteration; of cells, of its last cell."""
+    if grounds.knn is None:
+        return True
+    at = grounds.knn.iteration or 0
+    if grounds.mine.unit == "cell":
+        return at * POINT * count_cells((grounds.mine, *grounds.references)) >= grounds.mine.done - 1
+    return at >= grounds.mine.done
 
 
 def _lower(sentence: str) -> str:

@@ -20,6 +20,7 @@ from reproduce.records import Unit
 LaunchKind = Literal["start", "resume", "restart", "gap"]
 
 FOLDER_LOGS = ("training_metrics.json", "log.txt", "logs/log.txt", "summary.csv")  # dinov2 and dinov3 write logs/
+POINT = 1e-3  # of an axis of cells: evaluations closer than that are of one point
 LOG_PERIOD = 10  # dinov2 train.py: iterations between two lines, where a log is too short to tell
 EVALUATION = re.compile(r"training_(\d{1,15})")
 
@@ -58,7 +59,7 @@ class History:
     lineage: from training_metrics.json where there is one, else from log.txt. `log_path` is the file that its line
     numbers refer to, None where there is none.
     text: the lineage of log.txt, where the JSON lines hold no block means and its averages are needed, else None.
-    knn: iterations done -> k -> top-1 accuracy in percent.
+    knn: iterations done -> k -> top-1 accuracy in percent; of cells, `POINT`s of the axis -> the same.
     config: config.yaml of the run (a `franca.config.TrainConfig` as nested mappings) or None; head: what its log says
     about the newest launch that counts. state: state.json. total: the iterations of the whole recipe, where known.
     test_images: how many images the k-NN accuracies are over, where evaluation.json says so. unit: what `iteration` of
@@ -93,6 +94,18 @@ class History:
         said = (self.state or {}).get("iteration")
         rise = records[-1].iteration - records[-2].iteration if len(records) > 1 else LOG_PERIOD
         return said if isinstance(said, int) and logged <= said < logged + rise else logged
+
+
+def say_when(done: int, run: History) -> str:
+    """`after 600 iterations`, where an evaluation was made; of a run in cells, `at 78 % of the axis`."""
+    if run.unit == "cell":
+        return f"at {100 * POINT * done:.3g} % of the axis"
+    return f"after {done:,} {run.unit}{'' if done == 1 else 's'}"
+
+
+def count_cells(runs: Sequence[History]) -> int:
+    """How many cells the axis has that runs in cells share: it ends where the longest does, or the recipe."""
+    return max(run.total or run.done for run in runs)
 
 
 def make_lineage(records: Sequence[Record], *, path: str = "") -> Lineage:

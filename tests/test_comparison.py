@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -234,13 +235,33 @@ def test_several_of_mine_are_each_held_against_all(tmp_path: Path) -> None:
     assert answer.exit_code == 1
 
 
+def test_sentences_over_an_axis_speak_of_shares_of_it() -> None:
+    """Part of a log against the whole, and a run whose end was not evaluated, by percent and never by iterations."""
+    whole = make_history(simulate(1))
+    records = whole.lineage.records
+    part = dataclasses.replace(whole, lineage=make_lineage(records[: 4 * len(records) // 5]), knn={}, total=ITERATIONS)
+    verdict = compare_runs(part, [make_history(simulate(2))], axis="progress").verdict
+    assert verdict.sentence.startswith("At 79.2 % of the axis, nothing so far differs"), verdict.sentence
+    early = {done: point for done, point in whole.knn.items() if done <= ITERATIONS // 2}
+    verdict = compare_runs(dataclasses.replace(whole, knn=early), [make_history(simulate(2))], axis="images").verdict
+    assert "The final k-NN accuracy: the run's end was not evaluated." in verdict.cannot_conclude
+    assert "iterations" not in verdict.sentence
+
+
 def test_report_over_another_axis(tmp_path: Path) -> None:
-    """The report draws the curves as they were compared."""
+    """The report draws the curves and k-NN as they were compared, and calls no cell an iteration."""
     runs = [str(write_run(simulate(seed), tmp_path / f"seed-{seed}")) for seed in range(2)]
     page = tmp_path / "page.html"
     answer = CliRunner().invoke(app, ["compare", *runs, "--x", "progress", "--html", str(page), "--exit-zero"])
     assert answer.exit_code == 0, answer.output
-    assert "share of the run" in page.read_text()
+    text = page.read_text()
+    assert "share of the run" in text
+    drawn = text[text.index('id="knn"') : text.index("Accuracy at 100 % of the axis")]
+    assert drawn.count("100 %</text>") >= 1
+    dots = re.findall(r'class="mine dot" cx="([\d.]+)%"[^>]*><title>[\d.]+ % at ([\d.]+) % of the axis<', drawn)
+    assert len(dots) > 1
+    assert [float(at) for at, _ in dots] == pytest.approx([float(share) for _, share in dots], abs=0.1)
+    assert not re.search(r"\d iterations|Last iteration|Seconds per iteration|k-NN evaluation after", text)
     answer = CliRunner().invoke(app, ["compare", *runs, "--html", str(tmp_path / "no" / "page.html")])
     assert answer.exit_code == 2
     assert "What could not be concluded" in answer.stdout  # the verdict is not lost with its page

@@ -7,7 +7,7 @@ import numpy as np
 
 from reproduce.checks import Band, Check
 from reproduce.figures.svg import Floats
-from reproduce.lineage import History
+from reproduce.lineage import History, say_when
 from reproduce.logs import Record
 from reproduce.quantities import make_legible, metric_title, plural
 
@@ -28,7 +28,7 @@ def has_metric(history: History, metric: str) -> bool:
     return any(metric in record.values for record in history.lineage.records)
 
 
-def describe_band(metric: str, *, band: Band | None, references: int) -> tuple[str, str]:
+def describe_band(metric: str, *, band: Band | None, references: int, counted: str = "iteration") -> tuple[str, str]:
     """What a band says of its metric: a title that states the conclusion, and a sentence with the numbers."""
     name = metric_title(metric)
     tested = [] if band is None else [(end, z) for end, z in zip(band.ends, band.z, strict=True) if z is not None]
@@ -42,7 +42,7 @@ def describe_band(metric: str, *, band: Band | None, references: int) -> tuple[s
     numbers = f"|z| reaches {greatest:.2f}; the limit is {band.critical:.2f}"
     ground = f"against {plural(band.references, 'reference run')}"
     if outside:
-        title = f"{name} leaves the band by iteration {outside[0]:,}"
+        title = f"{name} leaves the band by {counted} {outside[0]:,}"
         return title, f"{len(outside)} of {len(tested)} {unit} lie outside: {numbers}, {ground}."
     return f"{name} stays inside the band", f"All {len(tested)} {unit} lie inside: {numbers}, {ground}."
 
@@ -65,7 +65,7 @@ def describe_knn(k: int, *, mine: History, references: Sequence[History], band: 
         return f"k-NN, k = {k}: not evaluated yet", "The run holds no evaluation."
     done, value = points[-1]
     same = [run.knn[done][k] for run in references if done in run.knn and k in run.knn[done]]
-    title = f"k-NN (k = {k}) reaches {value:.2f} % after {done:,} iterations"
+    title = f"k-NN (k = {k}) reaches {value:.2f} % {say_when(done, mine)}"
     if not same:
         return title, "No reference run was evaluated at that iteration."
     verdict = "" if band is None else describe_band("k-NN", band=band, references=len(references))[1]

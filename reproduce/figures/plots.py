@@ -12,7 +12,7 @@ from reproduce.figures import svg
 from reproduce.figures.captions import describe_band, describe_knn, describe_schedule, knn_points, series
 from reproduce.figures.spans import Span, draw_axis, draw_iterations
 from reproduce.figures.svg import Floats, Panel, Scale, Thinned, percent
-from reproduce.lineage import History, Lineage
+from reproduce.lineage import History, Lineage, say_when
 from reproduce.quantities import MINUS, metric_title, plural, render_number
 
 LOSS_PX, Z_PX, SCHEDULE_PX, KNN_PX, SPEED_PX = 210, 64, 120, 300, 120
@@ -63,11 +63,10 @@ def render_loss_figure(
 
     The band is one of iterations: over an axis of `others` on which runs are stretched, it is left out.
     """
-    title, caption = describe_band(metric, band=band, references=len(references))
+    title, caption = describe_band(metric, band=band, references=len(references), counted=mine.unit)
     done, values = series(mine.lineage.records, metric)
     if not np.isfinite(values).all():
-        first = int(done[~np.isfinite(values)][0])
-        title = f"{metric_title(metric)} is not finite from iteration {first:,} on"
+        title = f"{metric_title(metric)} is not finite from {mine.unit} {int(done[~np.isfinite(values)][0]):,} on"
     curves = [series(run.lineage.records, metric) for run in (mine, *references)]
     plain = _thinned(curves, [span] * len(curves))
     panel = Panel(span, loss_scale([curve.mean for curve in plain], band=band), LOSS_PX, title, caption)
@@ -76,7 +75,8 @@ def render_loss_figure(
         own, *drawn = _thinned(curves, scales)
         ghosts = _ghosts(mine, metric, span) if panel.x is span else []  # elsewhere, what counts takes all the axis
         _draw_curves(panel, own, drawn, ghosts=ghosts)
-        _draw_events(panel, mine)
+        if mine.unit != "cell":  # events are of iterations
+            _draw_events(panel, mine)
 
     if band is not None:
         _draw_band(panel, band)
@@ -119,15 +119,14 @@ def render_knn_figure(
     title, caption = describe_knn(k, mine=mine, references=references, band=band)
     curves = [knn_points(run.knn, k) for run in (mine, *references)]
     shown = [value for points in curves for _, value in points]
-    edges = [] if band is None else [edge for edge in (*band.lower, *band.upper) if edge is not None]
-    edges = [min(max(edge, 0.0), 100.0) for edge in edges]
+    edges = [] if band is None else [min(max(at, 0.0), 100.0) for at in (*band.lower, *band.upper) if at is not None]
     panel = Panel(span, svg.value_scale([*shown, *edges, *(level.value for level in levels)], pad=0.1), KNN_PX,
                   title, caption)  # fmt: skip
     if band is not None:
         _draw_band(panel, band)
 
     def draw(panel: Panel, scales: Sequence[Scale]) -> None:
-        _draw_points(panel, curves, scales)
+        _draw_points(panel, mine, curves, scales)
         _draw_levels(panel, levels)
 
     draw(panel, [span] * len(curves))
@@ -258,14 +257,16 @@ def _draw_curves(
     _draw_values(panel, count=5)
 
 
-def _draw_points(panel: Panel, curves: Sequence[Sequence[tuple[int, float]]], scales: Sequence[Scale]) -> None:
+def _draw_points(
+    panel: Panel, mine: History, curves: Sequence[list[tuple[int, float]]], scales: Sequence[Scale]
+) -> None:
     """Accuracies of mine, which come first, over those of the reference runs, beside round values."""
     theirs = _reference_kind(curves[1:])
     for place in (*range(1, len(curves)), 0):
         points, scale, kind = curves[place], scales[place], theirs if place else "mine"
         table = np.array(points, dtype=np.float64).reshape(-1, 2)
         panel.stretched.append(svg.render_line(panel, scale.share(table[:, 0]), table[:, 1], kind=kind))
-        panel.fixed += [_dot(scale, panel, done, value, kind=kind, label=f"{value:.2f} % after {done:,}")
+        panel.fixed += [_dot(scale, panel, done, value, kind=kind, label=f"{value:.2f} % {say_when(done, mine)}")
                         for done, value in points]  # fmt: skip
     _draw_values(panel, count=6, unit=" %")
 
@@ -291,8 +292,7 @@ def _render_z(band: Band, *, span: Scale) -> Markup | None:
     panel = Panel(span, Scale(-reach, reach), Z_PX, f"Deviation z of {metric_title(band.metric)}", text)
     middles = np.sqrt(np.maximum(np.array(band.starts, dtype=np.float64), 1) * np.array(band.ends, dtype=np.float64))
     share = span.share(middles)
-    whole = np.array([0.0, 1.0])
-    panel.stretched.append(svg.render_area(panel, whole, np.full(2, -limit), np.full(2, limit), kind="band"))
+    panel.stretched.append(svg.render_area(panel, np.arange(2.0), np.full(2, -limit), np.full(2, limit), kind="band"))
     panel.stretched.append(svg.render_line(panel, share, z, kind="mine"))
     ticks = {-limit: f"{MINUS}{limit:.1f}", 0.0: "0", limit: f"+{limit:.1f}"}
     if limit / reach * Z_PX / 2 < LABEL_PX:

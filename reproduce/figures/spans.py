@@ -13,7 +13,7 @@ import numpy as np
 from reproduce.axes import Axis, axis_knots
 from reproduce.errors import LogError
 from reproduce.figures.svg import Panel, Scale, decade_ticks, draw_x_axis, iteration_scale, linear_ticks
-from reproduce.lineage import History
+from reproduce.lineage import POINT, History, count_cells
 from reproduce.quantities import render_count
 
 TITLES: dict[Axis, str] = {"progress": "share of the run", "images": "images seen", "gpu-hours": "GPU-hours"}
@@ -45,6 +45,20 @@ def make_spans(mine: History, *, references: Sequence[History]) -> tuple[Span, .
     return tuple(span for key in TITLES if (span := _make_span(key, runs, base=base)) is not None)
 
 
+def run_scale(runs: Sequence[History], *, evaluations: bool = False) -> Scale:
+    """A logarithmic scale to the end of the longest run; of runs in cells in percent of their axis.
+
+    evaluations: what stands on the scale are k-NN evaluations, which are finer than cells.
+    """
+    if runs[0].unit != "cell":
+        return iteration_scale(max(run.done for run in runs))
+    cells = count_cells(runs)
+    base = iteration_scale(cells)
+    steps = 1 / POINT if evaluations else cells
+    percent = (np.array([0.0, steps]), np.array([0.0, 100.0]))
+    return Scale(100 * base.low / cells, 100 * base.high / cells, logarithmic=True, knots=percent)
+
+
 def linear(spans: Sequence[Span]) -> tuple[Span, ...]:
     """The same axes for figures that begin at 0."""
     return tuple(
@@ -57,7 +71,11 @@ def linear(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 def draw_iterations(panel: Panel, others: Sequence[Span] = ()) -> None:
     """The iteration axis; beside it those of `others` under which the picture is the same, to choose from."""
-    axes = [("iteration", panel.x, ""), *((span.key, span.scales[0], span.unit) for span in others if span.relabelled)]
+    unit = "" if panel.x.knots is None else " %"  # cells
+    axes = [
+        ("iteration", panel.x, unit),
+        *((span.key, span.scales[0], span.unit) for span in others if span.relabelled),
+    ]
     for key, scale, unit in axes:
         axis = Panel(scale, panel.y, panel.height, "", "")
         draw_axis(axis, scale, unit=unit)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reproduce.bands import Limits, spread_band, t_quantile
 from reproduce.checks import Band, Check, CheckState, Evidence, finite_numbers, plural, the_references
 from reproduce.layers.configuration import known_recipe
-from reproduce.lineage import History
+from reproduce.lineage import History, say_when
 
 Array = NDArray[np.float64]
 
@@ -134,10 +134,11 @@ def check_knn(band: KnnBand | None, *, mine: History, margin: float) -> tuple[Ch
     low, high = interval(band, first)
     within = -margin < low and high < margin
     finding = (
-        f"{band.mine[first]:.2f} % after {done:,} iterations against {band.limits.center[0, first]:.2f} % in {ground} "
+        f"{band.mine[first]:.2f} % {say_when(done, mine)} against {band.limits.center[0, first]:.2f} % in {ground} "
         f"(z = {z[first]:+.1f}, limit {critical:.1f})" + (", yet surely within the margin." if within else ".")
     )
     folder = mine.path / (f"eval/training_{done - 1}" if done else "eval/untrained")
+    folder = mine.path if mine.unit == "cell" else folder
     source = Evidence(str(folder), None, f"k = {band.k}: {band.mine[first]:.4f} %")
     state: CheckState = "warn" if within or band.assumed else "fail"
     return (dataclasses.replace(check, state=state, finding=finding, iteration=done, evidence=(source,)),)

@@ -211,14 +211,14 @@ def _check_loss(mine: History, bands: LossBands, place: int) -> Check:
     if not len(outside):
         near = np.abs(np.nan_to_num(z)) > AMBER * critical
         sustained = near[1:] & near[:-1]
-        span = f"{plural(len(known), 'block')} to iteration {int(bands.edges[1:][known[-1]]):,}"
+        span = f"{plural(len(known), 'block')} to {mine.unit} {int(bands.edges[1:][known[-1]]):,}"
         finding = f"|z| is {abs(z[worst]):.1f} at most over {span}; the limit is {critical:.1f}."
         return dataclasses.replace(check, state="warn" if sustained.any() else "pass", finding=finding)
     first = int(outside[0])
     start, end = int(bands.edges[first]), int(bands.edges[first + 1])
     nearest = bands.runs[int(np.argmin(np.abs(bands.references[:, place, first] - bands.mine[place, first])))]
     finding = (
-        f"{metric} leaves the band at iterations {start:,} to {end:,}: {bands.mine[place, first]:.5g} against "
+        f"{metric} leaves the band at {mine.unit}s {start:,} to {end:,}: {bands.mine[place, first]:.5g} against "
         f"{bands.limits.center[place, first]:.5g} in {ground} (z = {z[first]:+.1f}, limit {critical:.1f}), "
         f"and is outside in {len(outside)} of {len(known)} blocks."
     )

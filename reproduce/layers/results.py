@@ -15,7 +15,7 @@ from reproduce.checks import MetricResult, MetricState, plural
 from reproduce.curves import BLOCKS_PER_OCTAVE, is_accuracy
 from reproduce.layers.knn import CONFIDENCE, FLOOR_POINTS, KnnBand, assumed_spread, interval, primary_k
 from reproduce.layers.losses import LossBands
-from reproduce.lineage import History
+from reproduce.lineage import History, say_when
 from reproduce.spec import Metric, Spec
 
 KNN = "knn_top1"
@@ -37,7 +37,7 @@ def make_knn_results(
     metric = next((metric for metric in spec.metrics if metric.name == KNN), None) if spec else None
     published = metric if metric is not None and metric.target is not None else None
     if band is not None and (not band.assumed or published is None):
-        return (_against_runs(band, metric=metric, margin=margin),)
+        return (_against_runs(band, mine, metric=metric, margin=margin),)
     k = primary_k(mine, references)
     if published is None or k is None or not mine.knn:
         return ()
@@ -55,14 +55,14 @@ def make_loss_results(bands: LossBands | None, *, margin_relative: float) -> tup
     )
 
 
-def _against_runs(band: KnnBand, *, metric: Metric | None, margin: float) -> MetricResult:
+def _against_runs(band: KnnBand, mine: History, *, metric: Metric | None, margin: float) -> MetricResult:
     place = int(np.flatnonzero(np.isfinite(band.mine))[-1])
     low, high = interval(band, place)
     reach = float(band.limits.critical * band.limits.scale[0, place])
     notes = [] if not band.assumed else ["The spread between seeds is assumed: fewer than three runs cannot tell it."]
     if place < len(band.done) - 1:
         done, last = int(band.done[place]), int(band.done[-1])
-        notes.append(f"k-NN is compared after {done:,} of {last:,} iterations, not later.")
+        notes.append(f"k-NN is compared {say_when(done, mine)}, not {say_when(last, mine)}.")
     difference = float(band.mine[place] - band.limits.center[0, place])
     trained = bool(band.done[place])
     if not trained:

@@ -21,11 +21,11 @@ from reproduce.checks import Band
 from reproduce.curves import LOSSES, TOTAL
 from reproduce.figures import plots
 from reproduce.figures.captions import has_metric
-from reproduce.figures.spans import Span, linear, make_spans
-from reproduce.figures.svg import Scale, iteration_scale
+from reproduce.figures.spans import Span, linear, make_spans, run_scale
+from reproduce.figures.svg import Scale
 from reproduce.layers.data import find_replay
 from reproduce.layers.knn import primary_k
-from reproduce.lineage import History
+from reproduce.lineage import History, say_when
 from reproduce.quantities import plural, render_value
 from reproduce.report import run_facts, sections
 from reproduce.report.error_rates import load_error_rates
@@ -189,7 +189,7 @@ def _judged(
     reach = max(run.done for run in (mine, *references))
     spans = make_spans(mine, references=references)
     losses = _loss_figures(verdict.bands, mine=mine, references=references, others=spans)
-    results = sections.make_results(verdict.metrics)
+    results = sections.make_results(verdict.metrics, cells=mine.unit == "cell")
     evaluation = provenance.evaluation if provenance else {}
     return {
         "tally": sections.describe_checks(verdict.checks),
@@ -202,8 +202,8 @@ def _judged(
         "losses_legend": _legend([figure.upper for figure in losses]),
         "schedules": _schedule_figures(verdict, mine=mine, references=references, reach=reach),
         **_knn(verdict, mine=mine, references=references, spec=spec, evaluation=evaluation, others=linear(spans)),
-        "lineage": _lineage(mine, spec=spec),
-        "speed": _speed(mine, references=references),
+        "lineage": None if mine.unit == "cell" else _lineage(mine, spec=spec),
+        "speed": None if mine.unit == "cell" else _speed(mine, references=references),
         "problems": (*verdict.problems, *(provenance.problems if provenance else ())),
         "verdict_json": embed_json(verdict.to_json()),
         "verdict_link": Markup(JSON_LINK + base64.b64encode(verdict.to_json().encode()).decode()),
@@ -224,7 +224,7 @@ def _loss_figures(
     bands: Sequence[Band], *, mine: History, references: Sequence[History], others: Sequence[Span]
 ) -> list[plots.Figure]:
     """One figure per loss that mine logs, the total first, on one axis, and on the others to choose."""
-    span = iteration_scale(max(run.done for run in (mine, *references)))
+    span = run_scale((mine, *references))
     by_metric = {band.metric: band for band in bands if band.kind == "loss"}
     return [
         plots.render_loss_figure(
@@ -238,7 +238,8 @@ def _loss_figures(
 def _schedule_figures(
     verdict: Verdict, *, mine: History, references: Sequence[History], reach: int
 ) -> list[plots.Figure]:
-    span = Scale(0, max(reach, 1))
+    scale = run_scale((mine, *references))
+    span = Scale(0, scale.high, knots=scale.knots) if mine.unit == "cell" else Scale(0, max(reach, 1))
     return [
         plots.render_schedule_figure(metric, mine=mine, references=references, checks=verdict.checks, span=span)
         for metric in DRAWN_SCHEDULES
@@ -258,7 +259,7 @@ def _knn(
     """The k-NN figure with its levels, and the table of all k."""
     k = primary_k(mine, references)
     if k is None or not mine.knn:
-        return {"knn": None, "knn_rows": (), "knn_done": 0, "knn_legend": []}
+        return {"knn": None, "knn_rows": (), "knn_done": "", "knn_legend": []}
     pixels = evaluation.get("pixels_knn")
     rows = sections.make_knn_rows(mine, references=references, pixels=pixels if isinstance(pixels, Mapping) else {})
     levels = [plots.Level(row.pixels, f"raw pixels {row.pixels:.2f} %", "pixels")
@@ -267,11 +268,17 @@ def _knn(
         if metric.name.startswith("knn") and metric.target is not None:
             levels.append(plots.Level(metric.target, f"published {render_value(metric.target)} %", "published"))
     band = next((band for band in verdict.bands if band.kind == "knn"), None)
-    span = Scale(0, iteration_scale(max(run.done for run in (mine, *references))).high)
+    scale = run_scale((mine, *references), evaluations=True)
+    span = Scale(0, scale.high, knots=scale.knots)
     figure = plots.render_knn_figure(
         k, mine=mine, references=references, band=band, levels=levels, span=span, others=others
     )
-    return {"knn": figure, "knn_rows": rows, "knn_done": max(mine.knn), "knn_legend": _legend([figure.upper])}
+    return {
+        "knn": figure,
+        "knn_rows": rows,
+        "knn_done": say_when(max(mine.knn), mine),
+        "knn_legend": _legend([figure.upper]),
+    }
 
 
 def _lineage(mine: History, *, spec: Spec | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ METHOD_TERMS = {
     "references_losses": "Reference runs, losses",
     "critical_knn": "Limit of |z|, k-NN",
     "references_knn": "Reference runs, k-NN",
-    "iterations_compared": "Iterations compared, where the references end",
+    "iterations_compared": "Compared as far as the references go",
 }
 LOSS_STATES = METRIC_STATES | {"better": ("fail", "lower"), "worse": ("fail", "higher")}  # a lower loss is not better
 LAYERS = {
@@ -191,8 +191,8 @@ def describe_checks(checks: Sequence[Check]) -> str:
     return f"{plural(len(checks), 'check')}, cheapest first: {parts}. Open one for the lines that show it."
 
 
-def make_results(results: Sequence[MetricResult]) -> tuple[ResultView, ...]:
-    """Results in the verdict's order."""
+def make_results(results: Sequence[MetricResult], *, cells: bool = False) -> tuple[ResultView, ...]:
+    """Results in the verdict's order; of runs in cells of an axis, after how many is left out."""
     views = []
     for result in results:
         states = LOSS_STATES if result.name in LOSSES else METRIC_STATES
@@ -204,7 +204,7 @@ def make_results(results: Sequence[MetricResult]) -> tuple[ResultView, ...]:
                 state,
                 word,
                 decimals,
-                _result_facts(result, decimals),
+                _result_facts(result, decimals, cells=cells),
                 _reading(result, decimals),
                 render_interval(result),
             )
@@ -218,7 +218,7 @@ def difference_unit(result: MetricResult) -> str:
     return f" {unit}" if unit else ""
 
 
-def _result_facts(result: MetricResult, decimals: int) -> tuple[tuple[str, str], ...]:
+def _result_facts(result: MetricResult, decimals: int, *, cells: bool) -> tuple[tuple[str, str], ...]:
     """The headline's list: what the value is held against, what was published, the interval and the margin."""
     unit = f" {result.unit}" if result.unit else ""
     facts = []
@@ -226,7 +226,7 @@ def _result_facts(result: MetricResult, decimals: int) -> tuple[tuple[str, str],
         facts.append(("Held against", f"{render_fixed(result.center, decimals=decimals)}{unit}, {result.basis}"))
     if result.target is not None:
         facts.append(("Published", f"{render_number(result.target)}{unit}, {result.target_source}"))
-    if result.iteration is not None:
+    if result.iteration is not None and not cells:
         facts.append(("Measured after", f"{result.iteration:,} iterations"))
     if result.detectable is not None:
         facts.append(
