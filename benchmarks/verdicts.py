@@ -2,7 +2,7 @@
 
     python benchmarks/verdicts.py --train 5       # train at most five more runs, each on one core, then judge
     python benchmarks/verdicts.py                 # judge what was trained; train nothing
-    python benchmarks/verdicts.py --keep FILE     # and take what an earlier verdicts.json says of runs that are gone
+    python benchmarks/verdicts.py --keep FILE     # take what a verdicts.json says of published runs and of those gone
 
 Every run goes through `reproduce train`, so what is trained is not trained again and one that was cut off goes on. A
 fault is an override, or images that were taken away from under the run; when it is judged, the run claims the row's own
@@ -368,7 +368,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--train", type=int, default=0, help="train at most so many more runs first")
     parser.add_argument("--jobs", type=int, default=1, help="train so many at a time")
-    parser.add_argument("--keep", type=Path, help="a verdicts.json with outcomes of runs that are gone")
+    parser.add_argument("--keep", type=Path, help="a verdicts.json: of published runs, and of those gone")
     parser.add_argument("--to", type=Path, default=Path("reports"), help="the folder for the tables")
     options = parser.parse_args()
     trials = list(list_trials())
@@ -377,7 +377,7 @@ def main() -> None:
         list(pool.map(train, missing[: options.train]))
     references = [load_history(path) for path in sorted(Path.cwd().glob(REFERENCES))]
     outcomes, pairs = list[Outcome](), list[Outcome]()
-    for place, mine in enumerate(references):
+    for place, mine in enumerate(references if options.keep is None else ()):
         others = references[:place] + references[place + 1 :]
         outcomes.append(judge_trial(mine, others, fault=PUBLISHED, seed=mine.seed or 0))
         print(outcomes[-1], flush=True)
